@@ -1,0 +1,22 @@
+"""Errors that a user can act on, and how the command lines report them."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """Bad input: the message is one line that says what is wrong, what was expected and what to do."""
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command line's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)

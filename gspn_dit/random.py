@@ -1,0 +1,24 @@
+"""Random numbers from keys: what an image draws depends on its key alone.
+
+Neither the batch size nor the number of processes nor an interruption changes a draw, because every draw has its
+own generator, seeded by (stream, seed, image number, ...).
+"""
+
+import hashlib
+import struct
+
+import torch
+
+# Streams: the first integer of a key, so that two uses of one (seed, image number) stay independent.
+TIME, NOISE, DROPOUT, POSTERIOR, ORDER, SAMPLE, LABELS = range(7)
+
+
+def seed_of(*key: int) -> int:
+    """Hash integers to one 63-bit seed."""
+    packed = struct.pack(f"<{len(key)}q", *(int(part) for part in key))
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator for this key: the same integers give the same numbers on every machine."""
+    return torch.Generator().manual_seed(seed_of(*key))
