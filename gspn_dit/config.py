@@ -1,0 +1,284 @@
+"""The settings of a run: frozen dataclasses, read from YAML and `key.path=value` overrides, checked on load.
+
+The resolved copy is saved in the run folder and in every checkpoint. Imports nothing heavy.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gspn_dit import schema
+from gspn_dit.errors import UserError
+from gspn_dit.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model; null leaves a setting to the named size."""
+
+    name: str
+    """A name of `create_model`: GSPN-{S,B,L,XL}/{2,4}, GSPN-DiT-{S,B,L,XL}/{2,4,8} or DiT-{S,B,L,XL}/{2,4,8}."""
+    width: int | None = None
+    """Channels of a token."""
+    depth: int | None = None
+    """Number of blocks."""
+    heads: int | None = None
+    """Attention heads (DiT only)."""
+    groups: int | None = None
+    """Channel groups that share one propagation map each (GSPN families only)."""
+    position: Literal["none", "sincos", "learned"] | None = None
+    """Positional embedding; no GSPN model has one unless asked."""
+    checkpoint_activations: bool = False
+    """Recompute each block in the backward instead of keeping its activations: less memory, a third more work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """What the model learns."""
+
+    objective: Literal["ddpm", "flow"] = "ddpm"
+    """ddpm: 1000 steps, linear schedule, learned variance (as the published numbers); flow: linear path, velocity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learned from."""
+
+    kind: Literal["mnist", "latents"]
+    """mnist: 4,000 digits as 32x32 pixels; latents: a folder made by encode_latents.py."""
+    path: str | None = None
+    """The folder of latents."""
+    autoencoder: str | None = None
+    """Decoder for sample grids: a hub id or folder in diffusers' format; null for pixels, or to take the latents' own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the model is trained."""
+
+    steps: int
+    """Optimiser steps of the whole run."""
+    batch_size: int
+    """Images per step, over all processes."""
+    micro_batch: int | None = None
+    """Images per forward and process; the gradient of a step is accumulated over them. null: all at once."""
+    memory: str | None = None
+    """A name in memory_presets, which then supplies micro_batch and checkpoint_activations where they are not set."""
+    learning_rate: float = 1e-4
+    """Rate of AdamW after the warm-up."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up: the constant rate, or half a cosine down to min_learning_rate at the last step."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from zero."""
+    min_learning_rate: float = 0.0
+    """Where the cosine ends."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: float | None = 1.0
+    """Largest norm of the gradient; null for no clipping."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights; early on it is at most (1 + step) / (10 + step)."""
+    class_dropout: float = 0.1
+    """Share of labels replaced by the null label, for guidance."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of forward and backward; weights, optimiser and EMA are always float32."""
+    seed: int = 0
+    """Key of the initial weights, the order of the data and every draw."""
+    checkpoint_every: int = 10_000
+    """Steps between checkpoints; the last step always makes one. 0 for none between."""
+    keep_last: int = 3
+    """Checkpoints that are kept; older ones are removed."""
+    log_every: int = 50
+    """Steps between rows of metrics.jsonl."""
+    sample_every: int = 0
+    """Steps between sample grids; 0 for none but the last."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    init_from: str | None = None
+    """A run, checkpoint folder or hub id whose EMA weights a new run starts from."""
+    tensorboard: bool = True
+    """Also write the metrics to run_dir/tensorboard."""
+    wandb: str | None = None
+    """Also send the metrics to this Weights & Biases project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """The sample grids of training, and the defaults of sample.py."""
+
+    sampler: str | None = None
+    """A sampler of the objective; null for its default (ddpm: ddpm, flow: euler)."""
+    steps: int = 50
+    """Sampling steps."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance; 1.0 is none."""
+    cfg_interval: tuple[float, float] | None = None
+    """Guide only while low <= t <= high; null for everywhere."""
+    per_class: int = 8
+    """Images of a class in a grid."""
+    classes: tuple[int, ...] | None = None
+    """Classes of a grid, one row each; null for ten, evenly spaced."""
+    batch_size: int = 80
+    """Images sampled at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """The score table at the end of a demo run."""
+
+    samples: int = 1000
+    """Samples of each score (guided and unguided), balanced over the classes; 0 for no table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """What a memory preset sets."""
+
+    micro_batch: int | None = None
+    """As train.micro_batch."""
+    checkpoint_activations: bool = False
+    """As model.checkpoint_activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run."""
+
+    run_dir: str
+    """Folder of the run: config.yaml, metrics.jsonl, checkpoints/, samples/. The same command again continues in it."""
+    model: ModelConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    data: DataConfig
+    train: TrainConfig
+    sample: SampleConfig = SampleConfig()
+    eval: EvalConfig = EvalConfig()
+    memory_presets: dict[str, MemoryConfig] = field(default_factory=dict)
+    """Named choices of micro_batch and checkpoint_activations, for train.memory."""
+
+
+# (key, whether a value is good, what was expected)
+RULES = (
+    ("train.steps", lambda v: v >= 1, "at least 1"),
+    ("train.batch_size", lambda v: v >= 1, "at least 1"),
+    ("train.micro_batch", lambda v: v is None or v >= 1, "at least 1, or null"),
+    ("train.learning_rate", lambda v: v >= 0, "at least 0"),
+    ("train.warmup_steps", lambda v: v >= 0, "at least 0"),
+    ("train.min_learning_rate", lambda v: v >= 0, "at least 0"),
+    ("train.betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
+    ("train.weight_decay", lambda v: v >= 0, "at least 0"),
+    ("train.clip", lambda v: v is None or v > 0, "above 0, or null"),
+    ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("train.class_dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ("train.checkpoint_every", lambda v: v >= 0, "at least 0"),
+    ("train.keep_last", lambda v: v >= 1, "at least 1"),
+    ("train.log_every", lambda v: v >= 1, "at least 1"),
+    ("train.sample_every", lambda v: v >= 0, "at least 0"),
+    ("sample.steps", lambda v: v >= 1, "at least 1"),
+    ("sample.cfg_scale", lambda v: v >= 1, "at least 1.0 (1.0 is no guidance)"),
+    ("sample.cfg_interval", lambda v: v is None or v[0] < v[1], "[low, high] with low below high, or null"),
+    ("sample.per_class", lambda v: v >= 1, "at least 1"),
+    ("sample.classes", lambda v: v is None or (v and min(v) >= 0), "a non-empty list of class numbers, or null"),
+    ("sample.batch_size", lambda v: v >= 1, "at least 1"),
+    ("eval.samples", lambda v: v >= 0, "at least 0"),
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key.path=value` overrides, check everything.
+
+    Raises `UserError` that names the file or the key, what was expected, and the nearest valid name.
+    """
+    path = Path(path)
+    mapping = read_yaml(path)
+    for override in overrides:
+        apply_override(mapping, override)
+    try:
+        return parse_config(mapping)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def parse_config(mapping: dict[str, Any]) -> Config:
+    """A checked `Config` from plain YAML types."""
+    config = resolve_memory(schema.build(Config, mapping))
+    check(config)
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; `UserError` when it is missing, not YAML, or empty."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read config {path}: {error.strerror}; see configs/ for working ones") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        found = "is empty" if not content else f"holds {type(content).__name__}"
+        raise UserError(f"{path} {found}: expected a mapping with run_dir, model, data and train")
+    return content
+
+
+def apply_override(mapping: dict[str, Any], override: str) -> None:
+    """Set `key.path=value` in a nested mapping; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}': expected key.path=value, e.g. train.steps=200")
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        if not isinstance(mapping.setdefault(parent, {}), dict):
+            raise UserError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' has no keys below it")
+        mapping = mapping[parent]
+    try:
+        mapping[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override '{override}': '{text}' is not a YAML value; quote it") from error
+
+
+def resolve_memory(config: Config) -> Config:
+    """Fill micro_batch and checkpoint_activations from the preset that train.memory names."""
+    name = config.train.memory
+    if name is None:
+        return config
+    if name not in config.memory_presets:
+        raise UserError(f"train.memory: no preset '{name}'; {schema.suggestion(name, config.memory_presets) }")
+    preset = config.memory_presets[name]
+    micro_batch = config.train.micro_batch or preset.micro_batch
+    recompute = config.model.checkpoint_activations or preset.checkpoint_activations
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, checkpoint_activations=recompute),
+        train=dataclasses.replace(config.train, micro_batch=micro_batch),
+    )
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` for a value out of range or a combination that cannot work."""
+    values = dict(schema.flatten(config))
+    for key, good, expected in RULES:
+        if not good(values[key]):
+            raise UserError(f"{key}: expected {expected}, got {values[key]!r}")
+    train = config.train
+    if train.micro_batch is not None and train.batch_size % train.micro_batch:
+        raise UserError(
+            f"train.micro_batch: {train.micro_batch} does not divide train.batch_size {train.batch_size}; choose a divisor"
+        )
+    if config.data.kind == "latents" and config.data.path is None:
+        raise UserError("data.path: expected the folder that encode_latents.py made, got null")
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """The config as plain YAML types; `parse_config` reads it back."""
+    return schema.to_plain(config)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write the resolved config as YAML, whole or not at all."""
+    with replacing(path) as file:
+        file.write(yaml.safe_dump(to_mapping(config), sort_keys=False).encode())

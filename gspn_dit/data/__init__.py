@@ -1,0 +1,44 @@
+"""Training sets: what an image looks like depends on its index and its number in training alone."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from gspn_dit.config import DataConfig
+
+
+class Dataset(Protocol):
+    """What training needs of a data set."""
+
+    num_classes: int
+    channels: int
+    size: int
+    """Height and width of what the diffusion sees."""
+    class_names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def draw(
+        self, indices: np.ndarray, image_numbers: np.ndarray, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images for `indices` (n,) int64: x (n, C, H, W) float32 scaled for diffusion, and labels (n,) int64.
+
+        `image_numbers` (n,) int64 say the how manieth image of the whole training each is; random choices
+        (a mirror flip, the posterior's noise) are keyed by (seed, image number).
+        """
+        ...
+
+
+def create_dataset(config: DataConfig) -> Dataset:
+    """The training set that `config.kind` names.
+
+    Raises `UserError` when its folder is missing or not what encode_latents.py makes.
+    """
+    if config.kind == "mnist":
+        from gspn_dit.data.mnist import Digits
+
+        return Digits()
+    from gspn_dit.data.latents import LatentDataset
+
+    return LatentDataset(config.path)

@@ -1,0 +1,149 @@
+"""From YAML to frozen dataclasses and back: every key and every type is checked, and errors name the key.
+
+Understands the annotations that a config needs: bool, int, float, str, Literal, `X | None`, tuples, dict[str, X] and
+nested dataclasses. Imports nothing heavy, so that a bad config is rejected at once.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import textwrap
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from gspn_dit.errors import UserError
+
+T = TypeVar("T")
+
+NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
+
+
+def build(cls: type[T], mapping: Any, prefix: str = "") -> T:
+    """Make the dataclass `cls` from a YAML mapping; `prefix` is the dotted path of its keys, for the messages.
+
+    Raises `UserError` for an unknown key (naming the nearest valid one), a missing key, or a value of the wrong type.
+    """
+    if not isinstance(mapping, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the config'}: expected a mapping of keys, got {mapping!r}")
+    hints = get_type_hints(cls)
+    for key in mapping:
+        if key not in hints:
+            raise UserError(f"unknown key '{prefix}{key}'; {suggestion(str(key), hints, prefix)}")
+    values = {key: convert(value, hints[key], prefix + key) for key, value in mapping.items()}
+    for field in dataclasses.fields(cls):
+        if field.name not in values and is_required(field):
+            raise UserError(f"missing key '{prefix}{field.name}': expected {describe(hints[field.name])}")
+    return cls(**values)
+
+
+def convert(value: Any, annotation: Any, key: str) -> Any:
+    """Check one YAML value against a type annotation, and make it that type."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        return build(annotation, value, key + ".")
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return convert(value, next(a for a in arguments if a is not type(None)), key)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is dict and isinstance(value, dict):
+        return {str(name): convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        if arguments[-1] is Ellipsis:
+            return tuple(convert(item, arguments[0], key) for item in value)
+        if len(value) == len(arguments):
+            return tuple(convert(*pair, key) for pair in zip(value, arguments, strict=True))
+    if annotation is float and is_number(value):
+        return float(value)
+    if type(value) is annotation:
+        return value
+    raise UserError(f"{key}: expected {describe(annotation)}, got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a YAML value reads as a float; YAML 1.1 leaves `1e-4`, written without a point, a string."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def describe(annotation: Any) -> str:
+    """An annotation in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(a) for a in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return f"a list, each {describe(arguments[0])}"
+        return f"a list of {len(arguments)}, each {describe(arguments[0])}"
+    if origin is dict or dataclasses.is_dataclass(annotation):
+        return "a mapping"
+    return NAMES[annotation]
+
+
+def suggestion(name: str, valid: Any, prefix: str = "") -> str:
+    """The end of an error message about an unknown name: the nearest valid one, or all of them."""
+    near = difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean '{prefix}{near[0]}'?" if near else f"valid here: {', '.join(valid)}"
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a dataclass, nested ones included."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass as dicts, lists and scalars that YAML can hold."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def help_text(cls: type, prefix: str = "") -> str:
+    """Every key with its default and the docstring under its field, for a command line's --help."""
+    lines, hints, docs = [], get_type_hints(cls), field_docs(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            lines.append(help_text(hints[field.name], f"{prefix}{field.name}."))
+            continue
+        default = "required" if is_required(field) else f"default {default_of(field)}"
+        lines.append(f"  {prefix}{field.name}  ({default})")
+        lines.append(textwrap.fill(docs.get(field.name, ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    value = field.default_factory() if field.default is dataclasses.MISSING else field.default
+    return {None: "null", True: "true", False: "false"}.get(value, value) if value.__hash__ else value
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string that follows each field in the source of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    docs = {}
+    for statement, following in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            docs[statement.target.id] = " ".join(following.value.value.split())
+    return docs
