@@ -1,0 +1,68 @@
+"""What a scan accepts, checked once for the compiled op and for the reference."""
+
+import torch
+
+DIRECTIONS = ("right", "left", "down", "up")
+NORMALIZATIONS = ("row_stochastic", "sigmoid", "none")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_arguments(
+    x: torch.Tensor,
+    lam: torch.Tensor,
+    logits: torch.Tensor,
+    directions: tuple[str, ...],
+    segment: int,
+    normalization: str,
+) -> None:
+    """Raise TypeError or ValueError that names the argument, its value and what was expected."""
+    tensors = {"x": x, "lam": lam, "logits": logits}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x has dtype {x.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    for name, tensor in tensors.items():
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; expected {x.dtype}, the dtype of x")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}; expected {x.device}, the device of x")
+    _check_directions(directions)
+    _check_shapes(x, lam, logits, len(directions))
+    if isinstance(segment, bool) or not isinstance(segment, int):
+        raise TypeError(f"segment is {segment!r}; expected an int")
+    if segment < 0:
+        raise ValueError(f"segment is {segment}; expected 0 (global) or the lines after which a scan restarts")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
+
+
+def _check_directions(directions: tuple[str, ...]) -> None:
+    if isinstance(directions, str) or not isinstance(directions, (tuple, list)):
+        raise TypeError(f"directions is {directions!r}; expected a tuple such as ('right', 'down')")
+    if not directions:
+        raise ValueError("directions is empty; expected at least one of " + ", ".join(DIRECTIONS))
+    for direction in directions:
+        if direction not in DIRECTIONS:
+            raise ValueError(f"directions has {direction!r}; expected only {', '.join(DIRECTIONS)}")
+    if len(set(directions)) != len(directions):
+        raise ValueError(f"directions is {tuple(directions)}; expected no direction twice")
+
+
+def _check_shapes(x: torch.Tensor, lam: torch.Tensor, logits: torch.Tensor, count: int) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, H, W, C)")
+    batch, height, width, channels = x.shape
+    if lam.shape != (batch, height, width, count, channels):
+        raise ValueError(
+            f"lam has shape {tuple(lam.shape)}; expected (B, H, W, K, C) = "
+            f"{(batch, height, width, count, channels)} for x {tuple(x.shape)} and {count} directions"
+        )
+    if logits.dim() != 6 or logits.shape[:5] != (batch, height, width, count, 3):
+        raise ValueError(
+            f"logits has shape {tuple(logits.shape)}; expected (B, H, W, K, 3, G) = "
+            f"{(batch, height, width, count, 3, 'G')} for x {tuple(x.shape)} and {count} directions"
+        )
+    groups = logits.shape[5]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"logits has G = {groups} groups; expected a divisor of the {channels} channels of x")

@@ -1,0 +1,108 @@
+// The CPU backend: checks, splits the work into tasks that own their channels, and runs them on torch's threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "scan_checks.h"
+#include "scan_cpu_kernel.h"
+
+namespace gspn {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+const ScanKernels& kernels() {
+#if defined(__x86_64__)
+  static const ScanKernels& best =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512dq")
+          ? kAvx512Kernels
+      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? kAvx2Kernels
+                                                                        : kBaselineKernels;
+  return best;
+#else
+  return kBaselineKernels;
+#endif
+}
+
+Storage storage_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return kFloat32;
+    case ScalarType::BFloat16: return kBFloat16;
+    case ScalarType::Half: return kFloat16;
+    case ScalarType::Double: return kFloat64;
+    default: STD_TORCH_CHECK(false, "gspn::scan: x must be float32, bfloat16, float16 or float64");
+  }
+}
+
+// As many slices of whole groups as the threads need, none narrower than a cache line or two of channels.
+std::vector<Slice> slices(const ScanShape& s, int64_t tasks_per_slice) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t wanted = (threads + s.batch * tasks_per_slice - 1) / (s.batch * tasks_per_slice);
+  const int64_t narrowest = std::max<int64_t>(1, 32 / s.heads());
+  const int64_t count = std::clamp<int64_t>(s.groups / narrowest, 1, wanted);
+  // Slices begin at whole vectors: ragged ends cost more than uneven shares.
+  const int64_t groups = ((s.groups + count - 1) / count + narrowest - 1) / narrowest * narrowest;
+  std::vector<Slice> result;
+  for (int64_t image = 0; image < s.batch; image++)
+    for (int64_t first = 0; first < s.groups; first += groups)
+      result.push_back({image, first, std::min(groups, s.groups - first)});
+  return result;
+}
+
+Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vector<int64_t> directions,
+            int64_t segment, int64_t normalization) {
+  const ScanShape shape = checked_shape(x, lam, logits, directions, segment, normalization);
+  Tensor h = torch::stable::empty_like(lam);
+  if (h.numel() == 0) return h;
+  const ForwardTensors tensors{x.const_data_ptr(), lam.const_data_ptr(), logits.const_data_ptr(),
+                               h.mutable_data_ptr()};
+  const auto run = kernels().forward[storage_of(x)];
+  const auto parts = slices(shape, shape.directions);
+  torch::stable::parallel_for(0, parts.size() * shape.directions, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++)
+      run(shape, tensors, parts[i / shape.directions], i % shape.directions);
+  });
+  return h;
+}
+
+std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Tensor& x, const Tensor& lam,
+                                                 const Tensor& logits, const Tensor& h,
+                                                 std::vector<int64_t> directions, int64_t segment,
+                                                 int64_t normalization) {
+  const ScanShape shape = checked_shape(x, lam, logits, directions, segment, normalization);
+  check_like(grad_h, lam, "grad_h");
+  check_like(h, lam, "h");
+  Tensor dx = torch::stable::empty_like(x);
+  Tensor dlam = torch::stable::empty_like(lam);
+  Tensor dlogits = torch::stable::empty_like(logits);
+  if (x.numel() > 0) {
+    const BackwardTensors tensors{grad_h.const_data_ptr(), x.const_data_ptr(),      lam.const_data_ptr(),
+                                  logits.const_data_ptr(), h.const_data_ptr(),      dx.mutable_data_ptr(),
+                                  dlam.mutable_data_ptr(), dlogits.mutable_data_ptr()};
+    const auto run = kernels().backward[storage_of(x)];
+    const auto parts = slices(shape, 1);
+    torch::stable::parallel_for(0, parts.size(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) run(shape, tensors, parts[i]);
+    });
+  }
+  return {dx, dlam, dlogits};
+}
+
+}  // namespace
+}  // namespace gspn
+
+STABLE_TORCH_LIBRARY_IMPL(gspn, CPU, m) {
+  m.impl("scan", TORCH_BOX(&gspn::scan));
+  m.impl("scan_backward", TORCH_BOX(&gspn::scan_backward));
+}
+
+// For `python -m ops`: which instruction set this processor gets.
+extern "C" __attribute__((visibility("default"))) const char* gspn_cpu_instruction_set() {
+  return gspn::kernels().name;
+}

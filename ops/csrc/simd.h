@@ -1,0 +1,195 @@
+// Vectors of the instruction set that a file is compiled for, by the compilers' vector extension.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace gspn {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+#define GSPN_INLINE inline __attribute__((always_inline))
+
+// Storage types of half precision: their bits alone.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <typename S>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <typename S>
+using Compute = typename ComputeOf<S>::type;
+
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
+GSPN_INLINE float half_to_float(uint16_t bits) {
+  // Shifting the exponent field into place and multiplying by 2^112 also normalises the subnormals.
+  const uint32_t word = static_cast<uint32_t>(bits & 0x7fff) << 13;
+  float value;
+  std::memcpy(&value, &word, 4);
+  value = word >= (0x7c00u << 13) ? (word == (0x7c00u << 13) ? INFINITY : NAN) : value * 0x1p112f;
+  return bits & 0x8000 ? -value : value;
+}
+
+GSPN_INLINE uint16_t float_to_half(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  const uint16_t sign = (word >> 16) & 0x8000;
+  word &= 0x7fffffff;
+  if (word >= 0x7f800000) return sign | (word > 0x7f800000 ? 0x7e00 : 0x7c00);
+  if (word >= 0x477ff000) return sign | 0x7c00;  // rounds to 2^16 or more
+  if (word < 0x38800000) {                       // subnormal: let the float adder round at bit 2^-24
+    float magnitude;
+    std::memcpy(&magnitude, &word, 4);
+    magnitude += 0.5f;
+    std::memcpy(&word, &magnitude, 4);
+    return sign | static_cast<uint16_t>(word - 0x3f000000);
+  }
+  word += 0xfff + ((word >> 13) & 1) - (112u << 23);
+  return sign | static_cast<uint16_t>(word >> 13);
+}
+
+GSPN_INLINE void widen(const float* from, Vector<float>& to) { std::memcpy(&to, from, sizeof to); }
+GSPN_INLINE void widen(const double* from, Vector<double>& to) { std::memcpy(&to, from, sizeof to); }
+GSPN_INLINE void widen(const BFloat16* from, Vector<float>& to) {
+  Halves bits;
+  std::memcpy(&bits, from, sizeof bits);
+  const Words words = __builtin_convertvector(bits, Words) << 16;
+  std::memcpy(&to, &words, sizeof to);
+}
+GSPN_INLINE void widen(const Float16* from, Vector<float>& to) {
+#if defined(__AVX512F__)
+  to = reinterpret_cast<Vector<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__F16C__)
+  to = reinterpret_cast<Vector<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  for (int i = 0; i < kLanes<float>; i++) to[i] = half_to_float(from[i].bits);
+#endif
+}
+
+GSPN_INLINE void narrow(const Vector<float>& from, float* to) { std::memcpy(to, &from, sizeof from); }
+GSPN_INLINE void narrow(const Vector<double>& from, double* to) { std::memcpy(to, &from, sizeof from); }
+GSPN_INLINE void narrow(const Vector<float>& from, BFloat16* to) {
+  Words words;
+  std::memcpy(&words, &from, sizeof words);
+  const Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const Words quiet = (words >> 16) | 0x40;                            // a NaN must not round to infinity
+  const Words bits = (words & 0x7fffffff) > 0x7f800000 ? quiet : rounded;
+  const Halves halves = __builtin_convertvector(bits, Halves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+GSPN_INLINE void narrow(const Vector<float>& from, Float16* to) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm512_cvtps_ph(reinterpret_cast<__m512>(from), _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bits);
+#elif defined(__F16C__)
+  const __m128i bits = _mm256_cvtps_ph(reinterpret_cast<__m256>(from), _MM_FROUND_TO_NEAREST_INT);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
+#else
+  for (int i = 0; i < kLanes<float>; i++) to[i].bits = float_to_half(from[i]);
+#endif
+}
+
+// Loads `count` elements as a vector; lanes past them are 0.
+template <typename S>
+GSPN_INLINE Vector<Compute<S>> load(const S* from, int64_t count) {
+  constexpr int lanes = kLanes<Compute<S>>;
+  Vector<Compute<S>> v;
+  if (__builtin_expect(count >= lanes, 1)) {
+    widen(from, v);
+  } else {
+    S padded[lanes] = {};
+    std::memcpy(padded, from, count * sizeof(S));
+    widen(padded, v);
+  }
+  return v;
+}
+
+template <typename S>
+GSPN_INLINE void store(const Vector<Compute<S>>& v, S* to, int64_t count) {
+  constexpr int lanes = kLanes<Compute<S>>;
+  if (__builtin_expect(count >= lanes, 1)) {
+    narrow(v, to);
+  } else {
+    S padded[lanes];
+    narrow(v, padded);
+    std::memcpy(to, padded, count * sizeof(S));
+  }
+}
+
+template <typename V>
+GSPN_INLINE V minimum(const V& a, const V& b) {
+  return a < b ? a : b;
+}
+template <typename V>
+GSPN_INLINE V maximum(const V& a, const V& b) {
+  return a > b ? a : b;
+}
+
+// exp(x) for x <= 0: the only arguments that the normalisation has.
+GSPN_INLINE Vector<float> exp_nonpositive(const Vector<float>& x) {
+  using Integers = VectorOf<float>::mask;
+  const float round = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  const Vector<float> shifted = x * 1.44269504f + round;
+  const Vector<float> n = shifted - round;
+  const Vector<float> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  Vector<float> p = r * (1 / 5040.f) + 1 / 720.f;  // Taylor: |r| <= ln(2)/2 leaves an error of 6e-9
+  p = p * r + 1 / 120.f;
+  p = p * r + 1 / 24.f;
+  p = p * r + 1 / 6.f;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
+  Vector<float> scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  return x < -87.f ? Vector<float>{} : p * scale;
+}
+GSPN_INLINE Vector<double> exp_nonpositive(const Vector<double>& x) {
+  Vector<double> y;
+  for (int i = 0; i < kLanes<double>; i++) y[i] = std::exp(x[i]);
+  return y;
+}
+
+}  // namespace
+}  // namespace gspn

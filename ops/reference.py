@@ -1,0 +1,76 @@
+"""The scan in plain PyTorch: the oracle that the compiled kernels are held to.
+
+Any device, any floating dtype, differentiable by autograd. It follows README.md line by line and is written to be
+read, not to be fast.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ops.arguments import DIRECTIONS, check_arguments
+
+
+def gspn_scan_reference(
+    x: torch.Tensor,
+    lam: torch.Tensor,
+    logits: torch.Tensor,
+    directions: tuple[str, ...] = DIRECTIONS,
+    segment: int = 0,
+    normalization: str = "row_stochastic",
+) -> torch.Tensor:
+    """Propagate `x` along `directions`; see `gspn_scan` for arguments, shapes and errors.
+
+    Computes in float32 (float64 for float64) and rounds the result alone.
+    """
+    check_arguments(x, lam, logits, directions, segment, normalization)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    gated = lam.to(dtype) * x.to(dtype).unsqueeze(3)
+    heads = x.shape[3] // logits.shape[5]
+    maps = []
+    for k, direction in enumerate(directions):
+        lines = _to_scan_order(gated[:, :, :, k], direction)  # (B, T, N, C)
+        raw = _to_scan_order(logits[:, :, :, k].to(dtype), direction)  # (B, T, N, 3, G)
+        weights = normalize(raw, normalization).repeat_interleave(heads, dim=4)  # (B, T, N, 3, C)
+        maps.append(_from_scan_order(_scan(lines, weights, segment), direction))
+    return torch.stack(maps, dim=3).to(x.dtype)
+
+
+def normalize(logits: torch.Tensor, normalization: str) -> torch.Tensor:
+    """Turn raw logits (..., N, 3, G) into weights of the same shape; those of missing neighbours are 0.
+
+    `row_stochastic` divides the sigmoids by their sum over the neighbours that exist (arXiv 2501.12381,
+    section 3.2), as a softmax of logsigmoid, which is finite for every finite logit.
+    """
+    length = logits.shape[-3]
+    missing = torch.zeros(length, 3, 1, dtype=torch.bool, device=logits.device)
+    missing[0, 0] = missing[length - 1, 2] = True
+    if normalization == "row_stochastic":
+        return F.logsigmoid(logits).masked_fill(missing, -torch.inf).softmax(dim=-2)
+    weights = logits.sigmoid() if normalization == "sigmoid" else logits
+    return weights.masked_fill(missing, 0)
+
+
+def _scan(lines: torch.Tensor, weights: torch.Tensor, segment: int) -> torch.Tensor:
+    """h[t, n] = lines[t, n] + sum over d of w_d[t, n] h[t-1, n+d], from h = 0 at each segment's start."""
+    states = []
+    for t in range(lines.shape[1]):
+        state = lines[:, t]
+        starts = t == 0 or (segment > 0 and t % segment == 0)
+        if not starts:
+            padded = F.pad(states[-1], (0, 0, 1, 1))  # (B, N + 2, C): position n sits at n + 1
+            for d in range(3):
+                state = state + weights[:, t, :, d] * padded[:, d : d + lines.shape[2]]
+        states.append(state)
+    return torch.stack(states, dim=1) if states else lines
+
+
+def _to_scan_order(image: torch.Tensor, direction: str) -> torch.Tensor:
+    """(B, H, W, ...) -> (B, T, N, ...): the lines in the order in which the pass meets them."""
+    lines = image.transpose(1, 2) if direction in ("right", "left") else image
+    return lines.flip(1) if direction in ("left", "up") else lines
+
+
+def _from_scan_order(lines: torch.Tensor, direction: str) -> torch.Tensor:
+    """(B, T, N, ...) -> (B, H, W, ...): the inverse of `_to_scan_order`."""
+    lines = lines.flip(1) if direction in ("left", "up") else lines
+    return lines.transpose(1, 2) if direction in ("right", "left") else lines
