@@ -1,0 +1,169 @@
+"""Token mixers: what moves information between the tokens of an image.
+
+All have one interface, (B, H, W, C) -> (B, H, W, C), channels last: projections, the scan and attention take tokens
+in that order, and a depthwise convolution sees the same memory as a `channels_last` image. Nothing is permuted.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gspn_dit.models.settings import ModelSettings
+from ops import gspn_scan
+
+DIRECTIONS = ("right", "left", "down", "up")
+
+
+def create_mixer(settings: ModelSettings, segment: int | None) -> nn.Module:
+    """The mixer that `settings` ask for; `segment` is that of the block's scan, None for attention."""
+    if settings.mixer == "attention":
+        return AttentionMixer(settings.width, settings.heads)
+    if settings.mixer == "conv_attention":
+        return GatedConvMixer(settings.width, SelfAttention(settings.width, settings.heads))
+    return GatedConvMixer(settings.width, LineScan(settings, segment))
+
+
+class GatedConvMixer(nn.Module):
+    """The GSPN module: convolution and gate around a `core`, the line scan in the paper (arXiv 2501.12381).
+
+    1x1, depthwise 7x7, core, 1x1, depthwise 3x3, gate x * relu(x), 1x1.
+    """
+
+    def __init__(self, width: int, core: nn.Module) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(width, width, bias=False)
+        self.conv_in = DepthwiseConv(width, kernel_size=7, bias=True)
+        self.core = core
+        self.proj_mid = nn.Linear(width, width, bias=False)
+        self.conv_mid = DepthwiseConv(width, kernel_size=3, bias=False)
+        self.proj_out = nn.Linear(width, width, bias=False)
+
+    def initialize_weights(self) -> None:
+        """Unit variance in, unit variance out, in every layer before the gate."""
+        for layer in (self.proj_in, self.conv_in, self.proj_mid, self.conv_mid, self.proj_out):
+            fan_in_normal_(layer.weight)
+        nn.init.zeros_(self.conv_in.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv_in(self.proj_in(x))  # (B, H, W, C)
+        x = self.conv_mid(self.proj_mid(self.core(x)))  # (B, H, W, C)
+        return self.proj_out(F.relu(x).square())  # x * relu(x) = relu(x)^2
+
+
+class LineScan(nn.Module):
+    """Scan x along four directions, read each with its own gate, and merge: sum_k m_k u_k * h_k.
+
+    The input gain lam, the read-out gate u and the propagation logits depend on the token, through a bottleneck.
+    """
+
+    def __init__(self, settings: ModelSettings, segment: int) -> None:
+        super().__init__()
+        width, rank, count = settings.width, settings.bottleneck, len(DIRECTIONS)
+        self.width, self.groups, self.segment = width, settings.groups, segment
+        self.bottleneck = nn.Linear(width, rank, bias=False)
+        # One projection per map, not one split in four: each map leaves its own contiguous, as the scan needs it.
+        self.to_lam = nn.Linear(rank, count * width, bias=False)
+        self.to_u = nn.Linear(rank, count * width, bias=False)
+        self.to_logits = (
+            nn.Linear(rank, count * 3 * settings.groups, bias=False) if settings.scan == "lines" else None
+        )
+        self.to_skip = nn.Linear(rank, count * width, bias=False) if settings.direction_skip else None
+        self.merge_linear = (
+            nn.Linear(count * width, width, bias=False) if settings.merge == "linear" else None
+        )
+        if settings.merge != "linear":
+            self.merge_weight = nn.Parameter(torch.empty(count, 1 if settings.merge == "scalar" else width))
+
+    def initialize_weights(self) -> None:
+        """Gates of unit variance; logits near zero, where a scan starts as an even spread to all neighbours.
+
+        At logits of zero each neighbour has the same weight, so no direction of travel is preferred, the reach grows
+        with the lines crossed, and sigmoid is at its steepest: every logit can move either way at once. A tenth of
+        unit variance only breaks the symmetry between groups.
+        """
+        for layer in (self.bottleneck, self.to_lam, self.to_u, self.to_skip, self.merge_linear):
+            if layer is not None:
+                fan_in_normal_(layer.weight)
+        if self.to_logits is not None:
+            fan_in_normal_(self.to_logits.weight, gain=0.1)
+        if self.merge_linear is None:
+            nn.init.constant_(self.merge_weight, len(DIRECTIONS) ** -0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.bottleneck(x)  # (B, H, W, R)
+        lam = self.to_lam(z).unflatten(-1, (-1, self.width))  # (B, H, W, K, C)
+        maps = self._read_out(z, self.to_u) * self._scan(x, lam, z)  # (B, H, W, K, C)
+        if self.to_skip is not None:
+            maps = maps + self._read_out(z, self.to_skip) * x.unsqueeze(3)
+        if self.merge_linear is not None:
+            return self.merge_linear(maps.flatten(3))
+        return maps.sum(3)  # (B, H, W, C)
+
+    def _scan(self, x: torch.Tensor, lam: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        if self.to_logits is None:
+            return lam * x.unsqueeze(3)
+        logits = self.to_logits(z).unflatten(-1, (-1, 3, self.groups))  # (B, H, W, K, 3, G)
+        return gspn_scan(x, lam, logits, directions=DIRECTIONS, segment=self.segment)
+
+    def _read_out(self, z: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
+        """A gate (B, H, W, K, C) that carries the merge weights, spared from a pass over the maps."""
+        weight = projection.weight  # (K * C, R)
+        if self.merge_linear is None:
+            weight = (weight.unflatten(0, (-1, self.width)) * self.merge_weight.unsqueeze(2)).flatten(0, 1)
+        return F.linear(z, weight).unflatten(-1, (-1, self.width))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head softmax attention among all tokens, without its output projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * width)
+
+    def initialize_weights(self) -> None:
+        xavier_(self.to_qkv)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.to_qkv(x).flatten(1, 2)  # (B, N, 3 * C)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )  # each (B, heads, N, C / heads)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (B, N, heads, C / heads)
+        return out.reshape(x.shape)
+
+
+class AttentionMixer(nn.Module):
+    """The mixer of DiT (arXiv 2212.09748): attention and its output projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, heads)
+        self.proj_out = nn.Linear(width, width)
+
+    def initialize_weights(self) -> None:
+        xavier_(self.proj_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj_out(self.attention(x))  # (B, H, W, C)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise convolution over channels-last tokens (B, H, W, C), zero-padded to the same size."""
+
+    def __init__(self, width: int, kernel_size: int, bias: bool) -> None:
+        super().__init__(width, width, kernel_size, padding=kernel_size // 2, groups=width, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels_last memory
+
+
+def fan_in_normal_(weight: torch.Tensor, gain: float = 1.0) -> None:
+    """Normal weights that keep the variance of a unit-variance input, times gain^2."""
+    nn.init.normal_(weight, std=gain * weight[0].numel() ** -0.5)
+
+
+def xavier_(linear: nn.Linear) -> None:
+    """Xavier-uniform weight and zero bias, as in DiT."""
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)

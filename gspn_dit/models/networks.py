@@ -1,0 +1,191 @@
+"""The denoising networks and `create_model`.
+
+Both families are called alike: model(x (B, C, H, W), t (B,), y (B,)) -> (B, 2C or C, H, W).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from gspn_dit.models.layers import (
+    MLP,
+    FinalLayer,
+    LabelEmbedding,
+    PatchEmbedding,
+    PositionEmbedding,
+    TimestepEmbedding,
+    modulate,
+    normalize,
+)
+from gspn_dit.models.mixers import create_mixer
+from gspn_dit.models.settings import ModelSettings, resolve_settings
+
+
+def create_model(name: str, **overrides) -> nn.Module:
+    """Build the model of this name, float32 on the current default device, freshly initialised.
+
+    `overrides` are fields of `ModelSettings`; `model.config` holds all of them, so that
+    `create_model(**model.config)` builds the same model. Raises ValueError for an unknown name or a bad override.
+    """
+    settings = resolve_settings(name, **overrides)
+    return GSPN(settings) if settings.family == "GSPN" else DiT(settings)
+
+
+class Denoiser(nn.Module):
+    """Embeddings in, blocks in the middle (a subclass's `process`), final layer out."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.config = settings.to_dict()
+        self.input_size = settings.input_size
+        self.in_channels = settings.in_channels
+        self.num_classes = settings.num_classes
+        self.embed_patches = PatchEmbedding(settings.patch_size, settings.in_channels, settings.width)
+        self.embed_position = None
+        if settings.position != "none":
+            grid = settings.input_size // settings.patch_size
+            self.embed_position = PositionEmbedding(settings.position, grid, settings.width)
+        self.embed_time = TimestepEmbedding(settings.width, settings.time_scale)
+        self.embed_label = LabelEmbedding(settings.num_classes, settings.width)
+        self.final = FinalLayer(settings.patch_size, settings.width, settings.out_channels)
+
+    def initialize_weights(self) -> None:
+        """Draw all weights; also fills the buffers of a model built on the meta device and moved by `to_empty`.
+
+        Whatever ends a residual branch or the model starts at zero (adaLN-Zero, arXiv 2212.09748 section 3.2): each
+        block is the identity and the prediction is zero.
+        """
+        for module in self.modules():
+            if module is not self and hasattr(module, "initialize_weights"):
+                module.initialize_weights()
+        for layer in (self.final.modulation, self.final.proj, *self.residual_ends()):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    def residual_ends(self) -> list[nn.Module]:
+        """The layers inside the blocks that start at zero."""
+        raise NotImplementedError
+
+    def process(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Run the blocks on tokens x (B, H, W, C) with the embedding of t and y, condition (B, C)."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Predict from the noisy latent x (B, C, H, W), its time t (B,) and its label y (B,).
+
+        Returns (B, 2C, H, W) with `learn_sigma`, noise before variance, else (B, C, H, W). A model without positional
+        embedding takes any H and W that the patch size divides. Raises ValueError for another shape of x.
+        """
+        self._check_input(x)
+        condition = self.embed_time(t) + self.embed_label(y)  # (B, C)
+        x = self.embed_patches(x)  # (B, H/p, W/p, C)
+        x = x.to(self.embed_label.weight.dtype)  # autocast rounds the branches, not the residual stream
+        if self.embed_position is not None:
+            x = self.embed_position(x)
+        x = self.process(x, condition)  # (B, H/p, W/p, C)
+        return self.final(x, F.silu(condition))  # (B, out, H, W)
+
+    def _run(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.settings.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        size, patch = self.input_size, self.settings.patch_size
+        fits = x.dim() == 4 and x.shape[1] == self.in_channels
+        if self.embed_position is None:
+            fits = fits and x.shape[2] % patch == 0 and x.shape[3] % patch == 0
+            expected = f"(B, {self.in_channels}, H, W) with H and W multiples of {patch}"
+        else:
+            fits = fits and x.shape[2] == size and x.shape[3] == size
+            expected = f"(B, {self.in_channels}, {size}, {size})"
+        if not fits:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected {expected}")
+
+
+class DiT(Denoiser):
+    """Diffusion transformer (arXiv 2212.09748), with attention or the GSPN module as its mixer."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(settings)
+        self.blocks = nn.ModuleList(DiTBlock(settings, i) for i in range(settings.depth))
+        self.initialize_weights()
+
+    def residual_ends(self) -> list[nn.Module]:
+        return [block.modulation for block in self.blocks]
+
+    def process(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        condition = F.silu(condition)
+        for block in self.blocks:
+            x = self._run(block, x, condition)
+        return x
+
+
+class DiTBlock(nn.Module):
+    """adaLN-Zero block: mixer and MLP, each between a modulated norm and a gated residual sum."""
+
+    def __init__(self, settings: ModelSettings, index: int) -> None:
+        super().__init__()
+        self.mixer = create_mixer(settings, settings.segment_of(index))
+        self.mlp = MLP(settings.width, int(settings.width * settings.mlp_ratio))
+        self.modulation = nn.Linear(settings.width, 6 * settings.width)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        modulation = self.modulation(condition)[:, None, None]  # (B, 1, 1, 6 * C)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6, dim=-1)
+        x = torch.addcmul(x, gate_1, self.mixer(modulate(normalize(x), shift_1, scale_1)))  # (B, H, W, C)
+        return torch.addcmul(x, gate_2, self.mlp(modulate(normalize(x), shift_2, scale_2)))
+
+
+class GSPN(Denoiser):
+    """The paper's network (arXiv 2501.12381): GSPN blocks without MLP, in two halves joined by long skips.
+
+    The condition is added to the tokens at the input, and modulates the final layer.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(settings)
+        half = settings.depth // 2
+        self.first = nn.ModuleList(GSPNBlock(settings, i) for i in range(half))
+        self.middle = GSPNBlock(settings, half)
+        self.second = nn.ModuleList(GSPNBlock(settings, half + 1 + i, long_skip=True) for i in range(half))
+        self.initialize_weights()
+
+    def residual_ends(self) -> list[nn.Module]:
+        return [block.mixer.proj_out for block in (*self.first, self.middle, *self.second)]
+
+    def process(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        x = x + condition[:, None, None]  # (B, H, W, C)
+        skips = []
+        for block in self.first:
+            x = self._run(block, x)
+            skips.append(x)
+        x = self._run(self.middle, x)
+        for block in self.second:
+            x = self._run(block, x, skips.pop())
+        return x
+
+
+class GSPNBlock(nn.Module):
+    """Norm, mixer and residual sum, after joining the skip from the first half where there is one."""
+
+    def __init__(self, settings: ModelSettings, index: int, long_skip: bool = False) -> None:
+        super().__init__()
+        self.join = nn.Linear(2 * settings.width, settings.width) if long_skip else None
+        self.norm = nn.LayerNorm(settings.width, eps=1e-6)
+        self.mixer = create_mixer(settings, settings.segment_of(index))
+
+    def initialize_weights(self) -> None:
+        """The join starts by passing the stream through: averaging with the skip would halve, at every block of the
+        second half, what the middle says and the gradient that it hears."""
+        self.norm.reset_parameters()
+        if self.join is not None:
+            nn.init.zeros_(self.join.bias)
+            nn.init.eye_(self.join.weight)  # (C, 2 * C): identity on the stream, zero on the skip
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+        if self.join is not None:
+            x = self.join(torch.cat([x, skip], dim=-1)).to(x.dtype)  # (B, H, W, C)
+        return x + self.mixer(self.norm(x))

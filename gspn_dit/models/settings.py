@@ -1,0 +1,211 @@
+"""What describes a model: a name from the registry, and what is set differently from that name's defaults."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+POSITIONS = ("none", "sincos", "learned")
+MIXERS = ("gspn", "attention", "conv_attention")
+SCANS = ("lines", "identity")
+MERGES = ("scalar", "channel", "linear")
+
+# family -> patch sizes, and size -> (width, depth, heads)
+_DIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+_GSPN_SIZES = {"S": (368, 24, None), "B": (900, 30, None), "L": (1200, 56, None), "XL": (1500, 56, None)}
+_FAMILIES = {
+    "GSPN": ((2, 4), _GSPN_SIZES),
+    "GSPN-DiT": ((2, 4, 8), _DIT_SIZES),
+    "DiT": ((2, 4, 8), _DIT_SIZES),
+}
+_REGISTRY = {
+    f"{family}-{size}/{patch}": (family, patch, *shape)
+    for family, (patches, sizes) in _FAMILIES.items()
+    for size, shape in sizes.items()
+    for patch in patches
+}
+MODEL_NAMES = tuple(_REGISTRY)
+
+_SCAN_FIELDS = ("scan", "groups", "bottleneck", "merge", "direction_skip", "segment", "global_blocks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Everything that `create_model` builds from. `None` stands for the default of the named model."""
+
+    name: str
+    """One of MODEL_NAMES: family, size and patch size, such as "GSPN-DiT-B/2"."""
+    input_size: int = 32
+    """Height and width of the latent, in latent pixels; a multiple of the patch size."""
+    in_channels: int = 4
+    """Channels of the latent."""
+    num_classes: int = 1000
+    """Number of classes; label `num_classes` is the null label."""
+    learn_sigma: bool = True
+    """Predict noise and variance (2C channels, ddpm) instead of one map (C channels, flow)."""
+    time_scale: float | None = None
+    """Factor on t before its embedding, which expects about 0..1000; by default 1 with `learn_sigma` (ddpm counts
+    0..999) and 1000 without (flow runs from 0 to 1)."""
+    width: int | None = None
+    """Channels of a token."""
+    depth: int | None = None
+    """Number of blocks; a GSPN has one more in its middle, and an even depth."""
+    position: str | None = None
+    """Positional embedding: "none" (default of GSPN and GSPN-DiT), "sincos" (default of DiT) or "learned"."""
+    mlp_ratio: float | None = None
+    """Width of a DiT block's MLP over the width of a token; 4 by default. A GSPN has no MLP."""
+    mixer: str | None = None
+    """What mixes tokens: "gspn", "attention", or "conv_attention": the GSPN module with attention for its scan."""
+    heads: int | None = None
+    """Attention heads."""
+    scan: str | None = None
+    """"lines", or "identity": the GSPN module without its scan, h = lam * x, as a control."""
+    groups: int | None = None
+    """Affinity maps of a scan, a divisor of the width: the width itself (default of GSPN), width // 16 (default of
+    GSPN-DiT), or 1 (one map for all channels)."""
+    bottleneck: int | None = None
+    """Width from which a scan's maps are projected; width // 16 by default."""
+    merge: str | None = None
+    """How the directions' maps become one: "scalar" (a weight per direction, default), "channel" (a weight per
+    direction and channel) or "linear" (a full linear layer)."""
+    direction_skip: bool | None = None
+    """Add D_k * x to the map of direction k, with D_k projected from the bottleneck; off by default."""
+    segment: int | None = None
+    """Lines after which the scan of a local block restarts; 2 by default."""
+    global_blocks: int | None = None
+    """How many blocks, the last ones, scan whole lines: 2 by default in a GSPN, all of them in a GSPN-DiT."""
+    checkpoint_activations: bool = False
+    """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
+
+    @property
+    def family(self) -> str:
+        """The registry's family: "GSPN", "GSPN-DiT" or "DiT"."""
+        return _REGISTRY[self.name][0]
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a token, in latent pixels; fixed by the name."""
+        return _REGISTRY[self.name][1]
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the prediction."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def block_count(self) -> int:
+        """Blocks in all, a GSPN's middle block included."""
+        return self.depth + 1 if self.family == "GSPN" else self.depth
+
+    def segment_of(self, block: int) -> int | None:
+        """The `segment` of a block's scan, 0 for a global one, by the block's place in the model."""
+        if self.mixer != "gspn":
+            return None
+        return 0 if block >= self.block_count - self.global_blocks else self.segment
+
+    def to_dict(self) -> dict:
+        """Plain types, for YAML; `create_model(**settings.to_dict())` builds the same model."""
+        return asdict(self)
+
+
+def resolve_settings(name: str, **overrides) -> ModelSettings:
+    """Fill in the defaults of the named model and check the whole.
+
+    Raises ValueError that names the setting, its value and what was expected.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"model name is {name!r}; expected one of {', '.join(MODEL_NAMES)}")
+    known = [field.name for field in fields(ModelSettings)]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"model setting {key!r} is unknown; expected one of {', '.join(known)}")
+    settings = _with_defaults(ModelSettings(name=name, **overrides))
+    _check(settings)
+    return settings
+
+
+def _with_defaults(settings: ModelSettings) -> ModelSettings:
+    """Replace every `None` that has a default in the named model."""
+    family, _, width, depth, heads = _REGISTRY[settings.name]
+    is_gspn = family == "GSPN"
+    resized = settings.width is not None
+    defaults = {
+        "width": width,
+        "depth": depth,
+        "time_scale": 1.0 if settings.learn_sigma else 1000.0,
+        "position": "sincos" if family == "DiT" else "none",
+        "mlp_ratio": None if is_gspn else 4.0,
+        "mixer": "attention" if family == "DiT" else "gspn",
+    }
+    settings = _fill(settings, defaults)
+    _check_types(settings)
+    if settings.mixer == "gspn":
+        narrow = max(settings.width // 16, 1)
+        scan_defaults = {
+            "scan": "lines",
+            "groups": settings.width if is_gspn else narrow,
+            "bottleneck": narrow,
+            "merge": "scalar",
+            "direction_skip": False,
+            "segment": 2,
+            "global_blocks": min(2, settings.block_count) if is_gspn else settings.block_count,
+        }
+        return _fill(settings, scan_defaults)
+    return _fill(settings, {"heads": max(settings.width // 64, 1) if resized or heads is None else heads})
+
+
+def _fill(settings: ModelSettings, defaults: dict) -> ModelSettings:
+    return replace(settings, **{k: v for k, v in defaults.items() if getattr(settings, k) is None})
+
+
+_POSITIVE = ("input_size", "in_channels", "num_classes", "width", "depth", "heads", "groups", "bottleneck")
+_NOT_NEGATIVE = ("segment", "global_blocks")
+_BOOLEAN = ("learn_sigma", "direction_skip", "checkpoint_activations")
+_CHOICES = {"position": POSITIONS, "mixer": MIXERS, "scan": SCANS, "merge": MERGES}
+
+
+def _check_types(settings: ModelSettings) -> None:
+    for key in _POSITIVE + _NOT_NEGATIVE:
+        value, least = getattr(settings, key), 1 if key in _POSITIVE else 0
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ValueError(f"model setting {key} is {value!r}; expected an integer of {least} or more")
+    for key in ("time_scale", "mlp_ratio"):
+        value = getattr(settings, key)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or value <= 0
+        ):
+            raise ValueError(f"model setting {key} is {value!r}; expected a number above 0")
+    for key in _BOOLEAN:
+        value = getattr(settings, key)
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"model setting {key} is {value!r}; expected true or false")
+    for key, choices in _CHOICES.items():
+        value = getattr(settings, key)
+        if value is not None and value not in choices:
+            raise ValueError(f"model setting {key} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def _check(settings: ModelSettings) -> None:
+    """Check what settings mean together, once the defaults are in."""
+    if settings.input_size % settings.patch_size:
+        raise ValueError(
+            f"input_size is {settings.input_size}; expected a multiple of {settings.patch_size}, the patch size "
+            f"of {settings.name}"
+        )
+    if settings.family == "GSPN" and settings.depth % 2:
+        raise ValueError(f"depth is {settings.depth}; expected an even number for {settings.name}")
+    if settings.family == "GSPN" and settings.mlp_ratio is not None:
+        raise ValueError(f"mlp_ratio is {settings.mlp_ratio}; expected none: {settings.name} has no MLP")
+    if settings.position == "sincos" and settings.width % 4:
+        raise ValueError(f"width is {settings.width}; expected a multiple of 4 for sincos positions")
+    unused = ("heads",) if settings.mixer == "gspn" else _SCAN_FIELDS
+    for key in unused:
+        if getattr(settings, key) is not None:
+            raise ValueError(
+                f"{key} is {getattr(settings, key)!r}; expected none: mixer {settings.mixer!r} has no use for it"
+            )
+    if settings.mixer != "gspn" and settings.width % settings.heads:
+        raise ValueError(f"heads is {settings.heads}; expected a divisor of the width {settings.width}")
+    if settings.mixer == "gspn" and settings.width % settings.groups:
+        raise ValueError(f"groups is {settings.groups}; expected a divisor of the width {settings.width}")
+    if settings.mixer == "gspn" and settings.global_blocks > settings.block_count:
+        raise ValueError(
+            f"global_blocks is {settings.global_blocks}; expected at most {settings.block_count}, the blocks of the model"
+        )
