@@ -125,7 +125,7 @@ def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch
 
 
 def sinusoids(values: torch.Tensor, width: int, longest: float = 10_000) -> torch.Tensor:
-    """Cosines then sines (N, width) of values (N,), at width / 2 frequencies falling from 1 to 1 / longest."""
+    """Cosines then sines (N, width) of values (N,), width / 2 frequencies from 1 down to 1 / longest."""
     half = width // 2
     exponents = torch.arange(half, dtype=values.dtype, device=values.device) / half
     angles = values.unsqueeze(1) * torch.exp(-math.log(longest) * exponents)

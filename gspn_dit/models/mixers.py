@@ -1,7 +1,8 @@
 """Token mixers: what moves information between the tokens of an image.
 
-All have one interface, (B, H, W, C) -> (B, H, W, C), channels last: projections, the scan and attention take tokens
-in that order, and a depthwise convolution sees the same memory as a `channels_last` image. Nothing is permuted.
+All have one interface, (B, H, W, C) -> (B, H, W, C), channels last: projections, the scan and attention take
+tokens in that order, and a depthwise convolution sees the same memory as a `channels_last` image. Nothing is
+permuted.
 """
 
 import torch
@@ -53,7 +54,7 @@ class GatedConvMixer(nn.Module):
 class LineScan(nn.Module):
     """Scan x along four directions, read each with its own gate, and merge: sum_k m_k u_k * h_k.
 
-    The input gain lam, the read-out gate u and the propagation logits depend on the token, through a bottleneck.
+    The input gain lam, the read-out gate u and the propagation logits are projected from a bottleneck.
     """
 
     def __init__(self, settings: ModelSettings, segment: int) -> None:
@@ -61,7 +62,7 @@ class LineScan(nn.Module):
         width, rank, count = settings.width, settings.bottleneck, len(DIRECTIONS)
         self.width, self.groups, self.segment = width, settings.groups, segment
         self.bottleneck = nn.Linear(width, rank, bias=False)
-        # One projection per map, not one split in four: each map leaves its own contiguous, as the scan needs it.
+        # One projection per map, not one that is split: so each map is contiguous, as the scan needs it.
         self.to_lam = nn.Linear(rank, count * width, bias=False)
         self.to_u = nn.Linear(rank, count * width, bias=False)
         self.to_logits = (
@@ -77,9 +78,9 @@ class LineScan(nn.Module):
     def initialize_weights(self) -> None:
         """Gates of unit variance; logits near zero, where a scan starts as an even spread to all neighbours.
 
-        At logits of zero each neighbour has the same weight, so no direction of travel is preferred, the reach grows
-        with the lines crossed, and sigmoid is at its steepest: every logit can move either way at once. A tenth of
-        unit variance only breaks the symmetry between groups.
+        At logits of zero each neighbour has the same weight, so no direction of travel is preferred, the reach
+        grows with the lines crossed, and the sigmoid is at its steepest, free to move either way. The tenth of unit
+        scale breaks the symmetry between groups.
         """
         for layer in (self.bottleneck, self.to_lam, self.to_u, self.to_skip, self.merge_linear):
             if layer is not None:

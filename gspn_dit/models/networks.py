@@ -26,7 +26,8 @@ def create_model(name: str, **overrides) -> nn.Module:
     """Build the model of this name, float32 on the current default device, freshly initialised.
 
     `overrides` are fields of `ModelSettings`; `model.config` holds all of them, so that
-    `create_model(**model.config)` builds the same model. Raises ValueError for an unknown name or a bad override.
+    `create_model(**model.config)` builds the same model. Raises ValueError for an unknown name or a bad
+    override.
     """
     settings = resolve_settings(name, **overrides)
     return GSPN(settings) if settings.family == "GSPN" else DiT(settings)
@@ -52,10 +53,10 @@ class Denoiser(nn.Module):
         self.final = FinalLayer(settings.patch_size, settings.width, settings.out_channels)
 
     def initialize_weights(self) -> None:
-        """Draw all weights; also fills the buffers of a model built on the meta device and moved by `to_empty`.
+        """Draw all weights, and fill the buffers: what a model built on meta needs after `to_empty`.
 
-        Whatever ends a residual branch or the model starts at zero (adaLN-Zero, arXiv 2212.09748 section 3.2): each
-        block is the identity and the prediction is zero.
+        Whatever ends a residual branch or the model starts at zero (adaLN-Zero, arXiv 2212.09748, section
+        3.2): each block is the identity and the prediction is zero.
         """
         for module in self.modules():
             if module is not self and hasattr(module, "initialize_weights"):
@@ -75,8 +76,9 @@ class Denoiser(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Predict from the noisy latent x (B, C, H, W), its time t (B,) and its label y (B,).
 
-        Returns (B, 2C, H, W) with `learn_sigma`, noise before variance, else (B, C, H, W). A model without positional
-        embedding takes any H and W that the patch size divides. Raises ValueError for another shape of x.
+        Returns (B, 2C, H, W) with `learn_sigma`, noise before variance, else (B, C, H, W). A model without
+        positional embedding takes any H and W that the patch size divides. Raises ValueError for another
+        shape of x.
         """
         self._check_input(x)
         condition = self.embed_time(t) + self.embed_label(y)  # (B, C)
@@ -178,8 +180,11 @@ class GSPNBlock(nn.Module):
         self.mixer = create_mixer(settings, settings.segment_of(index))
 
     def initialize_weights(self) -> None:
-        """The join starts by passing the stream through: averaging with the skip would halve, at every block of the
-        second half, what the middle says and the gradient that it hears."""
+        """The join starts by passing the stream through.
+
+        An average with the skip would halve, in every block of the second half, what the middle says and the
+        gradient that it hears.
+        """
         self.norm.reset_parameters()
         if self.join is not None:
             nn.init.zeros_(self.join.bias)

@@ -41,8 +41,8 @@ class ModelSettings:
     learn_sigma: bool = True
     """Predict noise and variance (2C channels, ddpm) instead of one map (C channels, flow)."""
     time_scale: float | None = None
-    """Factor on t before its embedding, which expects about 0..1000; by default 1 with `learn_sigma` (ddpm counts
-    0..999) and 1000 without (flow runs from 0 to 1)."""
+    """Factor on t before its embedding, which expects about 0..1000; by default 1 with `learn_sigma` (ddpm
+    counts 0..999) and 1000 without (flow runs from 0 to 1)."""
     width: int | None = None
     """Channels of a token."""
     depth: int | None = None
@@ -52,18 +52,19 @@ class ModelSettings:
     mlp_ratio: float | None = None
     """Width of a DiT block's MLP over the width of a token; 4 by default. A GSPN has no MLP."""
     mixer: str | None = None
-    """What mixes tokens: "gspn", "attention", or "conv_attention": the GSPN module with attention for its scan."""
+    """What mixes tokens: "gspn", "attention", or, as a control, "conv_attention": the GSPN module with attention
+    in place of its scan."""
     heads: int | None = None
     """Attention heads."""
     scan: str | None = None
     """"lines", or "identity": the GSPN module without its scan, h = lam * x, as a control."""
     groups: int | None = None
-    """Affinity maps of a scan, a divisor of the width: the width itself (default of GSPN), width // 16 (default of
-    GSPN-DiT), or 1 (one map for all channels)."""
+    """Affinity maps of a scan, a divisor of the width: the width itself (default of GSPN), width // 16
+    (default of GSPN-DiT), or 1 (one map for all channels)."""
     bottleneck: int | None = None
     """Width from which a scan's maps are projected; width // 16 by default."""
     merge: str | None = None
-    """How the directions' maps become one: "scalar" (a weight per direction, default), "channel" (a weight per
+    """How the directions' maps become one: "scalar" (a weight per direction, default), "channel" (one per
     direction and channel) or "linear" (a full linear layer)."""
     direction_skip: bool | None = None
     """Add D_k * x to the map of direction k, with D_k projected from the bottleneck; off by default."""
@@ -186,8 +187,8 @@ def _check(settings: ModelSettings) -> None:
     """Check what settings mean together, once the defaults are in."""
     if settings.input_size % settings.patch_size:
         raise ValueError(
-            f"input_size is {settings.input_size}; expected a multiple of {settings.patch_size}, the patch size "
-            f"of {settings.name}"
+            f"input_size is {settings.input_size}; expected a multiple of {settings.patch_size}, "
+            f"the patch size of {settings.name}"
         )
     if settings.family == "GSPN" and settings.depth % 2:
         raise ValueError(f"depth is {settings.depth}; expected an even number for {settings.name}")
@@ -197,15 +198,14 @@ def _check(settings: ModelSettings) -> None:
         raise ValueError(f"width is {settings.width}; expected a multiple of 4 for sincos positions")
     unused = ("heads",) if settings.mixer == "gspn" else _SCAN_FIELDS
     for key in unused:
-        if getattr(settings, key) is not None:
-            raise ValueError(
-                f"{key} is {getattr(settings, key)!r}; expected none: mixer {settings.mixer!r} has no use for it"
-            )
+        value = getattr(settings, key)
+        if value is not None:
+            raise ValueError(f"{key} is {value!r}; expected none: mixer {settings.mixer!r} has no use for it")
     if settings.mixer != "gspn" and settings.width % settings.heads:
         raise ValueError(f"heads is {settings.heads}; expected a divisor of the width {settings.width}")
     if settings.mixer == "gspn" and settings.width % settings.groups:
         raise ValueError(f"groups is {settings.groups}; expected a divisor of the width {settings.width}")
     if settings.mixer == "gspn" and settings.global_blocks > settings.block_count:
         raise ValueError(
-            f"global_blocks is {settings.global_blocks}; expected at most {settings.block_count}, the blocks of the model"
+            f"global_blocks is {settings.global_blocks}; expected at most {settings.block_count}, all blocks"
         )
