@@ -78,9 +78,9 @@ class LineScan(nn.Module):
     def initialize_weights(self) -> None:
         """Gates of unit variance; logits near zero, where a scan starts as an even spread to all neighbours.
 
-        At logits of zero each neighbour has the same weight, so no direction of travel is preferred, the reach
-        grows with the lines crossed, and the sigmoid is at its steepest, free to move either way. The tenth of unit
-        scale breaks the symmetry between groups.
+        At logits of zero each neighbour has the same weight, so no direction of travel is preferred, the
+        reach grows with the lines crossed, and the sigmoid is at its steepest, free to move either way. The
+        tenth of unit scale breaks the symmetry between groups.
         """
         for layer in (self.bottleneck, self.to_lam, self.to_u, self.to_skip, self.merge_linear):
             if layer is not None:

@@ -52,8 +52,8 @@ class ModelSettings:
     mlp_ratio: float | None = None
     """Width of a DiT block's MLP over the width of a token; 4 by default. A GSPN has no MLP."""
     mixer: str | None = None
-    """What mixes tokens: "gspn", "attention", or, as a control, "conv_attention": the GSPN module with attention
-    in place of its scan."""
+    """What mixes tokens: "gspn", "attention", or, as a control, "conv_attention": the GSPN module with
+    attention in place of its scan."""
     heads: int | None = None
     """Attention heads."""
     scan: str | None = None
