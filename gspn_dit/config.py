@@ -25,13 +25,31 @@ class ModelConfig:
     width: int | None = None
     """Channels of a token."""
     depth: int | None = None
-    """Number of blocks."""
-    heads: int | None = None
-    """Attention heads (DiT only)."""
-    groups: int | None = None
-    """Channel groups that share one propagation map each (GSPN families only)."""
+    """Number of blocks; a GSPN has one more in its middle, and an even depth."""
     position: Literal["none", "sincos", "learned"] | None = None
-    """Positional embedding; no GSPN model has one unless asked."""
+    """Positional embedding; DiT's default is sincos, no GSPN model has one unless asked."""
+    mlp_ratio: float | None = None
+    """Width of a DiT block's MLP over the width of a token."""
+    mixer: Literal["gspn", "attention", "conv_attention"] | None = None
+    """What mixes tokens; conv_attention is the GSPN module with attention in place of its scan."""
+    heads: int | None = None
+    """Attention heads (mixers with attention only)."""
+    scan: Literal["lines", "identity"] | None = None
+    """identity leaves the scan out of the GSPN module, as a control."""
+    groups: int | None = None
+    """Propagation maps of a scan, each shared by width // groups channels."""
+    bottleneck: int | None = None
+    """Width from which a scan's maps are projected."""
+    merge: Literal["scalar", "channel", "linear"] | None = None
+    """How the four directions' maps become one."""
+    direction_skip: bool | None = None
+    """Add D_k * x to the map of direction k."""
+    segment: int | None = None
+    """Lines after which the scan of a local block starts anew."""
+    global_blocks: int | None = None
+    """How many blocks, the last ones, scan whole lines."""
+    time_scale: float | None = None
+    """Factor on t before its embedding."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward instead of keeping its activations: less memory, a third more work."""
 
@@ -42,6 +60,12 @@ class DiffusionConfig:
 
     objective: Literal["ddpm", "flow"] = "ddpm"
     """ddpm: 1000 steps, linear schedule, learned variance (as the published numbers); flow: linear path, velocity."""
+    time_distribution: Literal["uniform", "logit_normal"] | None = None
+    """How the times of training are drawn (flow only); uniform unless set."""
+    time_mean: float | None = None
+    """Mean of logit(t), for logit_normal."""
+    time_std: float | None = None
+    """Standard deviation of logit(t), for logit_normal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +137,7 @@ class SampleConfig:
     """The sample grids of training, and the defaults of sample.py."""
 
     sampler: str | None = None
-    """A sampler of the objective; null for its default (ddpm: ddpm, flow: euler)."""
+    """A sampler of the objective; null for the objective's default."""
     steps: int = 50
     """Sampling steps."""
     cfg_scale: float = 1.0
@@ -247,7 +271,7 @@ def resolve_memory(config: Config) -> Config:
     if name is None:
         return config
     if name not in config.memory_presets:
-        raise UserError(f"train.memory: no preset '{name}'; {schema.suggestion(name, config.memory_presets) }")
+        raise UserError(f"train.memory: no preset '{name}'; {schema.suggestion(name, config.memory_presets)}")
     preset = config.memory_presets[name]
     micro_batch = config.train.micro_batch or preset.micro_batch
     recompute = config.model.checkpoint_activations or preset.checkpoint_activations
@@ -265,10 +289,8 @@ def check(config: Config) -> None:
         if not good(values[key]):
             raise UserError(f"{key}: expected {expected}, got {values[key]!r}")
     train = config.train
-    if train.micro_batch is not None and train.batch_size % train.micro_batch:
-        raise UserError(
-            f"train.micro_batch: {train.micro_batch} does not divide train.batch_size {train.batch_size}; choose a divisor"
-        )
+    if train.micro_batch is not None and train.batch_size % min(train.micro_batch, train.batch_size):
+        raise UserError(f"train.micro_batch: expected a divisor of batch_size {train.batch_size}, got {train.micro_batch}")
     if config.data.kind == "latents" and config.data.path is None:
         raise UserError("data.path: expected the folder that encode_latents.py made, got null")
 

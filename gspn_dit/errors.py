@@ -1,5 +1,6 @@
 """Errors that a user can act on, and how the command lines report them."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -7,6 +8,13 @@ from typing import NoReturn
 
 class UserError(Exception):
     """Bad input: the message is one line that says what is wrong, what was expected and what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, but a bad argument is a `UserError`: one line without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:

@@ -30,3 +30,9 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's contents last through a power cut."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,290 @@
+"""Checkpoints: folders of safetensors and JSON that are whole or absent, and the way back from them.
+
+    run_dir/checkpoints/step_00000200/
+        model.safetensors  ema.safetensors  optimizer.safetensors
+        config.yaml     the resolved config
+        state.json      step, images seen, the model's settings, and size and SHA-256 of every other file
+
+There is no random state to keep: every draw is a function of the seed and the image's number (gspn_dit/random.py).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from gspn_dit.config import Config, load_config, save_config
+from gspn_dit.ema import EMA
+from gspn_dit.errors import UserError
+from gspn_dit.files import sync_file, sync_folder
+
+FORMAT = 1
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def checkpoints(run_dir: str | Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first, damaged ones included."""
+    return sorted((Path(run_dir) / "checkpoints").glob("step_*"), reverse=True)
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The newest checkpoint of a run whose files are all there in full length; None when there is none."""
+    return next((folder for folder in checkpoints(run_dir) if damage(folder, contents=False) is None), None)
+
+
+def newest_undamaged(run_dir: str | Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose contents are as written; each damaged one passed over is reported."""
+    for folder in checkpoints(run_dir):
+        problem = damage(folder)
+        if problem is None:
+            return folder
+        report(f"{folder} is damaged ({problem}): using the one before it")
+    return None
+
+
+def damage(folder: Path, contents: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None; `contents=False` compares the files' lengths only."""
+    try:
+        files = read_state(folder)["files"]
+    except (OSError, ValueError, KeyError):
+        return "state.json is missing or cut short"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
+        if contents and sha256(path) != expected["sha256"]:
+            return f"{name} does not have the hash it was written with"
+    return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state.json of a checkpoint."""
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor gathered from its shards, on the CPU; every process must call this."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+
+
+def fill(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy a whole tensor into `target`, which may be sharded."""
+    target.copy_(shard_like(source, target))
+
+
+def shard_like(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A whole tensor with the device and the sharding of `target`."""
+    source = source.to(target.device)
+    if isinstance(target, DTensor):
+        return distribute_tensor(source, target.device_mesh, target.placements)
+    return source
+
+
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's moments under the parameters' names."""
+    return {
+        f"{moment}.{name}": whole(optimizer.state[parameter][moment])
+        for name, parameter in model.named_parameters()
+        for moment in MOMENTS
+    }
+
+
+def save_checkpoint(
+    run_dir: str | Path,
+    *,
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA,
+    state: dict[str, Any],
+    main: bool = True,
+) -> str | None:
+    """Write a checkpoint for `state["step"]`; return what went wrong, None when all went well.
+
+    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (a full disk) leaves
+    no trace and raises nothing, so that the processes stay in step.
+    """
+    folder = Path(run_dir) / "checkpoints" / checkpoint_name(state["step"])
+    writer = Writer(folder) if main else None
+    for name, gather in (
+        ("model.safetensors", lambda: model_tensors(model)),
+        ("optimizer.safetensors", lambda: optimizer_tensors(model, optimizer)),
+        ("ema.safetensors", lambda: model_tensors(model)),
+    ):
+        with ema.swapped() if name.startswith("ema") else contextlib.nullcontext():
+            tensors = gather()
+            if writer:
+                writer.attempt(name, lambda path, tensors=tensors: save_file(tensors, path))
+    if not writer:
+        return None
+    writer.attempt("config.yaml", lambda path: save_config(config, path))
+    return writer.finish(state)
+
+
+class Writer:
+    """Writes a folder aside and renames it when every file is on the disk; after a failure it writes no more."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.aside = folder.with_name(f".tmp-{folder.name}")
+        self.files: dict[str, dict[str, Any]] = {}
+        self.problem: str | None = None
+        with self.noting_problems():
+            clear_leftovers(folder.parent)
+            self.aside.mkdir(parents=True)
+
+    @contextlib.contextmanager
+    def noting_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            self.problem = " ".join(str(error).split())
+
+    def attempt(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write one file with `write(path)`, unless one before it failed."""
+        if self.problem:
+            return
+        path = self.aside / name
+        with self.noting_problems():
+            write(path)
+            sync_file(path)
+            self.files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+    def finish(self, state: dict[str, Any]) -> str | None:
+        """Add state.json and rename the folder to its name; return what went wrong, if anything did."""
+        state = {"format": FORMAT, **state, "files": dict(self.files)}
+        self.attempt("state.json", lambda path: path.write_text(json.dumps(state, indent=1)))
+        if self.problem is None:
+            with self.noting_problems():
+                sync_folder(self.aside)
+                remove(self.folder)
+                os.rename(self.aside, self.folder)
+                sync_folder(self.folder.parent)
+        if self.problem:
+            shutil.rmtree(self.aside, ignore_errors=True)
+        return self.problem
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; a kill on the way leaves no half of one under its name."""
+    if folder.exists():
+        doomed = folder.with_name(f".tmp-old-{folder.name}")
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a killed save or removal left behind."""
+    for leftover in folder.glob(".tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def rotate(run_dir: str | Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints."""
+    for folder in checkpoints(run_dir)[keep_last:]:
+        remove(folder)
+
+
+@torch.no_grad()
+def load_training_state(
+    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA
+) -> dict[str, Any]:
+    """Fill model, optimiser and EMA from a checkpoint; return its state.json."""
+    state = read_state(folder)
+    load_weights(model, folder / "ema.safetensors")
+    ema.copy_from_model()
+    load_weights(model, folder / "model.safetensors")
+    moments = load_file(folder / "optimizer.safetensors")
+    groups = optimizer.state_dict()
+    groups["state"] = {
+        index: {moment: shard_like(moments[f"{moment}.{name}"], parameter) for moment in MOMENTS}
+        | {"step": torch.tensor(float(state["step"]))}
+        for index, (name, parameter) in enumerate(model.named_parameters())
+    }
+    optimizer.load_state_dict(groups)
+    return state
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model, sharded or not, from a safetensors file; `UserError` when they do not belong together."""
+    try:
+        source = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read weights {path}: {error}") from error
+    target = model.state_dict()
+    for name in sorted(target.keys() ^ source.keys()):
+        missing = "lacks" if name in target else "has an unexpected"
+        raise UserError(f"{path} is of another model: it {missing} tensor '{name}'; give the run its own run_dir")
+    for name, tensor in target.items():
+        if tensor.shape != source[name].shape:
+            shapes = f"{tuple(source[name].shape)}, expected {tuple(tensor.shape)}"
+            raise UserError(f"{path} is of another model: tensor '{name}' has shape {shapes}")
+        fill(tensor, source[name])
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a run folder or checkpoint folder stands for; `UserError` when it is neither."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no such run or checkpoint: {path}; give a folder that train.py made")
+    if (path / "state.json").is_file():
+        problem = damage(path)
+        if problem:
+            raise UserError(f"checkpoint {path} is damaged ({problem}); use another of {path.parent}")
+        return path
+    found = latest_checkpoint(path)
+    if found is None:
+        raise UserError(f"{path} holds no complete checkpoint; give a run folder of train.py, or one of its checkpoints")
+    return found
+
+
+def load_model(
+    path: str | Path, *, ema: bool = True, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, Config, dict[str, Any]]:
+    """The trained model of a run or checkpoint folder, in eval mode, with its config.
+
+    The third result holds step, images_seen, ema (whether these are the averaged weights), path of the checkpoint and
+    hash (SHA-256) of the weights' file. Raises `UserError` when `path` is neither, or is damaged.
+    """
+    from gspn_dit.models import create_model
+
+    folder = find_checkpoint(path)
+    state = read_state(folder)
+    weights = "ema.safetensors" if ema else "model.safetensors"
+    model = create_model(**state["model"])
+    load_weights(model, folder / weights)
+    info = {
+        "step": state["step"],
+        "images_seen": state["images_seen"],
+        "ema": ema,
+        "path": str(folder),
+        "hash": state["files"][weights]["sha256"],
+    }
+    return model.to(device).eval(), load_config(folder / "config.yaml"), info

@@ -1,0 +1,117 @@
+"""What each image of a step draws: its picture, time, noise and whether its class is dropped.
+
+All of it is keyed by the image's number in training (step * global batch + place in the batch), so that neither the
+number of processes, nor the micro-batch, nor an interruption changes a draw.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gspn_dit.data import Dataset
+from gspn_dit.data.order import EpochOrder
+from gspn_dit.random import DROPOUT, NOISE, TIME, seed_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one forward pass."""
+
+    x: torch.Tensor
+    """(n, C, H, W) float32"""
+    y: torch.Tensor
+    """(n,) int64; the null label where the class is dropped"""
+    t: torch.Tensor
+    """(n,) float32, the time of the diffusion"""
+    noise: torch.Tensor
+    """(n, C, H, W) float32"""
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy on a device; the transfer overlaps with work there when the batch is pinned."""
+        return Batch(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+
+    def pin_memory(self) -> "Batch":
+        return Batch(*(value.pin_memory() for value in vars(self).values()))
+
+
+class Batches:
+    """One process's share of every step, in micro-batches, drawn one step ahead by a thread."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        micro_batch: int | None,
+        class_dropout: float,
+        times: Callable[[torch.Tensor], torch.Tensor],
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        pin: bool = False,
+    ) -> None:
+        """`batch_size` counts all processes, which must divide it; `micro_batch` is of this process.
+
+        `times` maps uniform numbers (n,) float64 in [0, 1) to times of the diffusion.
+        """
+        if batch_size % processes:
+            raise ValueError(f"batch_size: expected a multiple of the {processes} processes, got {batch_size}")
+        self.dataset = dataset
+        self.order = EpochOrder(len(dataset), seed)
+        self.batch_size = batch_size
+        self.local = batch_size // processes
+        self.micro_batch = min(micro_batch or self.local, self.local)
+        self.class_dropout = class_dropout
+        self.times = times
+        self.seed = seed
+        self.rank = rank
+        self.pin = pin
+
+    def __call__(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """The micro-batches of steps `start` to `stop` - 1."""
+        with ThreadPoolExecutor(1, "batches") as pool:
+            ahead: Future = pool.submit(self.step, start)
+            for step in range(start, stop):
+                ready = ahead.result()
+                if step + 1 < stop:
+                    ahead = pool.submit(self.step, step + 1)
+                yield ready
+
+    def step(self, step: int) -> list[Batch]:
+        """This process's micro-batches of one step."""
+        first = step * self.batch_size + self.rank * self.local
+        numbers = np.arange(first, first + self.local)
+        batches = [self.draw(part) for part in chunks(numbers, self.micro_batch)]
+        return [batch.pin_memory() for batch in batches] if self.pin else batches
+
+    def draw(self, numbers: np.ndarray) -> Batch:
+        """The images with these numbers (n,) int64 and everything they draw."""
+        x, y = self.dataset.draw(self.order.indices(numbers), numbers, self.seed)
+        dropped = uniform(DROPOUT, self.seed, numbers) < self.class_dropout
+        y = torch.where(dropped, self.dataset.num_classes, y)
+        t = self.times(uniform(TIME, self.seed, numbers))
+        return Batch(x, y, t, normal(NOISE, self.seed, numbers, x.shape[1:]))
+
+
+def chunks(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
+
+
+def uniform(stream: int, seed: int, numbers: np.ndarray) -> torch.Tensor:
+    """One number in [0, 1) per image, (n,) float64: the hash of its key, which costs less than a generator."""
+    # A float64 has 53 bits: dropping the hash's last ten keeps the largest value below 1.
+    draws = [(seed_of(stream, seed, number) >> 10) / 2**53 for number in numbers.tolist()]
+    return torch.tensor(draws, dtype=torch.float64)
+
+
+def normal(stream: int, seed: int, numbers: np.ndarray, shape: torch.Size) -> torch.Tensor:
+    """Standard normal noise per image, (n, *shape) float32."""
+    noise = torch.empty(len(numbers), *shape)
+    generator = torch.Generator()
+    for image, number in zip(noise, numbers.tolist(), strict=True):
+        image.normal_(generator=generator.manual_seed(seed_of(stream, seed, number)))
+    return noise

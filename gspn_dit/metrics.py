@@ -1,0 +1,97 @@
+"""The record of a run: metrics.jsonl, and from it tensorboard, Weights & Biases and loss.png."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gspn_dit.config import Config, to_mapping
+from gspn_dit.errors import UserError
+from gspn_dit.files import replacing
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl, each a JSON object with its step; rows after `step` of an earlier try are dropped."""
+
+    def __init__(self, config: Config, step: int) -> None:
+        self.path = Path(config.run_dir) / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        with replacing(self.path) as file:
+            file.writelines(encode(row) for row in rows)
+        self.file = open(self.path, "ab")
+        self.tensorboard = open_tensorboard(config, step) if config.train.tensorboard else None
+        self.wandb = open_wandb(config) if config.train.wandb else None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; it survives a kill from here on."""
+        self.file.write(encode(row))
+        self.file.flush()
+        values = {key: value for key, value in row.items() if key != "step"}
+        if self.tensorboard:
+            for key, value in values.items():
+                self.tensorboard.add_scalar(f"train/{key}", value, row["step"])
+        if self.wandb:
+            self.wandb.log(values, step=row["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def encode(row: dict[str, Any]) -> bytes:
+    return (json.dumps(row) + "\n").encode()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def open_tensorboard(config: Config, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(Path(config.run_dir) / "tensorboard", purge_step=step + 1)
+
+
+def open_wandb(config: Config) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("train.wandb is set but wandb is not installed: pip install wandb, or leave it null") from error
+    name = Path(config.run_dir).name
+    return wandb.init(
+        project=config.train.wandb, name=name, id=name, resume="allow", dir=config.run_dir, config=to_mapping(config)
+    )
+
+
+def plot_loss(run_dir: str | Path) -> Path:
+    """Draw loss.png from metrics.jsonl: each row, and a running mean over a twentieth of the run."""
+    from matplotlib.figure import Figure
+
+    run_dir = Path(run_dir)
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="0.75", linewidth=1, label="logged")
+    axes.plot(steps, running_mean(losses, max(1, len(losses) // 20)), color="C0", label="running mean")
+    axes.set(xlabel="step", ylabel="loss", yscale="log", title=run_dir.name)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with replacing(run_dir / "loss.png") as file:
+        figure.savefig(file, format="png", dpi=120)
+    return run_dir / "loss.png"
+
+
+def running_mean(values: list[float], window: int) -> list[float]:
+    """Mean over the last `window` values at each place, fewer at the start."""
+    means = []
+    for end in range(1, len(values) + 1):
+        recent = values[max(0, end - window) : end]
+        means.append(sum(recent) / len(recent))
+    return means

@@ -1,0 +1,64 @@
+"""Whether a run may continue with a config: what decides its numbers must not have changed."""
+
+from pathlib import Path
+from typing import Any
+
+from gspn_dit import schema
+from gspn_dit.config import Config
+from gspn_dit.data import Dataset
+from gspn_dit.errors import UserError
+
+HARMLESS = {
+    "run_dir",
+    "memory_presets",
+    "model.checkpoint_activations",
+    "data.path",
+    "data.autoencoder",
+    "train.steps",
+    "train.micro_batch",
+    "train.memory",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.log_every",
+    "train.sample_every",
+    "train.compile",
+    "train.tensorboard",
+    "train.wandb",
+}
+"""Keys that may change within a run, beside those of `sample` and `eval`."""
+
+
+def check_same_run(folder: Path, before: Config, now: Config) -> None:
+    """Raise `UserError` naming the first key by which the config of checkpoint `folder` differs from the present one."""
+    old = dict(schema.flatten(before))
+    for key, value in schema.flatten(now):
+        harmless = key in HARMLESS or key.startswith(("sample.", "eval."))
+        if not harmless and value != old[key]:
+            raise UserError(
+                f"{key} is {show(value)}, but {folder} was trained with {show(old[key])}: "
+                "set it back, or choose another run_dir"
+            )
+
+
+def check_same_data(folder: Path, before: dict[str, Any], dataset: Dataset) -> None:
+    """Raise `UserError` when the data set is not the one that checkpoint `folder` was trained on."""
+    now = describe_dataset(dataset)
+    for key, value in before.items():
+        if now[key] != value:
+            raise UserError(f"the data set has {key} {show(now[key])}, but {folder} was trained with {show(value)}")
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint remembers of its data."""
+    return {
+        "images": len(dataset),
+        "size": dataset.size,
+        "channels": dataset.channels,
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+    }
+
+
+def show(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,393 @@
+"""Training: steps, logs, sample grids and checkpoints, on any number of processes through accelerate."""
+
+import contextlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import nn
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+
+from gspn_dit.checkpoint import (
+    find_checkpoint,
+    latest_checkpoint,
+    load_training_state,
+    load_weights,
+    newest_undamaged,
+    read_state,
+    rotate,
+    save_checkpoint,
+)
+from gspn_dit.config import Config, TrainConfig, load_config, save_config
+from gspn_dit.data import Dataset, create_dataset
+from gspn_dit.data.batches import Batch, Batches
+from gspn_dit.diffusion import Diffusion, check_sampling, create_diffusion, default_sampler
+from gspn_dit.ema import EMA
+from gspn_dit.errors import UserError
+from gspn_dit.metrics import MetricsLog
+from gspn_dit.models import create_model
+from gspn_dit.random import WEIGHTS, seed_of
+from gspn_dit.resume import check_same_data, check_same_run, describe_dataset
+from gspn_dit.results import finish_run, save_samples
+
+STOPPED = 143
+"""Exit status after SIGTERM: 128 + 15."""
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of the step with this number, from 0: linear warm-up, then constant or half a cosine to the last step."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    weight = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return config.min_learning_rate + weight * (config.learning_rate - config.min_learning_rate)
+
+
+def build_model(config: Config, dataset: Dataset, learn_sigma: bool) -> nn.Module:
+    """The model of a config for a data set, its initial weights keyed by train.seed; `UserError` if it cannot be."""
+    chosen = {key: value for key, value in vars(config.model).items() if value is not None}
+    torch.manual_seed(seed_of(WEIGHTS, config.train.seed))
+    try:
+        return create_model(
+            input_size=dataset.size,
+            in_channels=dataset.channels,
+            num_classes=dataset.num_classes,
+            learn_sigma=learn_sigma,
+            **chosen,
+        )
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def build_diffusion(config: Config) -> Diffusion:
+    """The objective of a config; `UserError` if its settings or the sampler's do not fit it."""
+    settings = {key: value for key, value in vars(config.diffusion).items() if value is not None}
+    sample, objective = config.sample, config.diffusion.objective
+    sampler = sample.sampler or default_sampler(objective)
+    try:
+        check_sampling(objective, sampler, sample.steps, sample.cfg_scale, sample.cfg_interval)
+        return create_diffusion(**settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def create_accelerator(config: TrainConfig) -> Accelerator:
+    """Device and processes as the launcher says; the precision as the config says, whatever the launcher's default."""
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else "bf16",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if config.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"train.batch_size: expected a multiple of the {accelerator.num_processes} processes, got {config.batch_size}"
+        )
+    return accelerator
+
+
+class Trainer:
+    """One run, from its newest checkpoint to `train.steps`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.run_dir = Path(config.run_dir)
+        self.diffusion = build_diffusion(config)
+        self.dataset = create_dataset(config.data)
+        model = build_model(config, self.dataset, self.diffusion.learn_sigma)
+        self.model_settings = model.config
+        self.accelerator = create_accelerator(config.train)
+        self.main = self.accelerator.is_main_process
+        self.prepare(model)
+        self.batches = self.create_batches()
+        self.step = 0
+        self.pending: list[torch.Tensor] = []
+        """Measurements of the newest steps, (loss terms and gradient norm), still on the device."""
+        self.window: list[dict[str, float]] = []
+        """Measurements since the last row of the log, read back and averaged over the processes."""
+        self.columns: tuple[str, ...] = ()
+        self.resume()
+
+    def prepare(self, model: nn.Module) -> None:
+        """Move to the device, compile, and wrap for several processes."""
+        train, accelerator = self.config.train, self.accelerator
+        if train.compile:
+            model.compile()
+        model.to(accelerator.device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=train.learning_rate,
+            betas=train.betas,
+            weight_decay=train.weight_decay,
+            fused=accelerator.device.type in ("cpu", "cuda"),
+        )
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model = accelerator.unwrap_model(self.wrapped)
+        self.ema = EMA(self.model, train.ema_decay)
+
+    def create_batches(self) -> Batches:
+        train = self.config.train
+        return Batches(
+            self.dataset,
+            batch_size=train.batch_size,
+            micro_batch=train.micro_batch,
+            class_dropout=train.class_dropout,
+            times=self.diffusion.times,
+            seed=train.seed,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            pin=self.accelerator.device.type == "cuda",
+        )
+
+    def resume(self) -> None:
+        """Continue from the newest undamaged checkpoint, if the run has one."""
+        found = [newest_undamaged(self.run_dir, self.report) if self.main else None]
+        folder = broadcast_object_list(found)[0]
+        if folder is None:
+            self.initialise()
+            return
+        check_same_run(folder, load_config(folder / "config.yaml"), self.config)
+        check_same_data(folder, read_state(folder)["dataset"], self.dataset)
+        optimizer = self.optimizer.optimizer
+        state = load_training_state(folder, model=self.model, optimizer=optimizer, ema=self.ema)
+        self.step = state["step"]
+        self.window = state["window"]
+        if self.step > self.config.train.steps:
+            raise UserError(f"train.steps is {self.config.train.steps}, but {folder} is further: raise it")
+        self.report(f"continuing from {folder}")
+
+    def initialise(self) -> None:
+        """Begin a new run, from the weights of `train.init_from` when it is set."""
+        if self.config.train.init_from:
+            folder = find_checkpoint(self.config.train.init_from)
+            load_weights(self.model, folder / "ema.safetensors")
+            self.ema.copy_from_model()
+            self.report(f"starting from the EMA weights of {folder}")
+
+    def run(self) -> int:
+        """Train to the last step, then make the run's results; the exit status."""
+        train = self.config.train
+        if self.main:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            save_config(self.config, self.run_dir / "config.yaml")
+        self.describe()
+        fresh = self.step < train.steps
+        stopped = fresh and self.train()
+        if stopped:
+            self.report(f"stopped by SIGTERM at step {self.step}; the same command continues")
+            return STOPPED
+        if self.main:
+            finish_run(self.config, self.accelerator.device, fresh, self.report)
+        self.accelerator.wait_for_everyone()
+        return 0
+
+    def train(self) -> bool:
+        """All steps that are left; whether SIGTERM cut them short."""
+        train = self.config.train
+        self.log = MetricsLog(self.config, self.step) if self.main else None
+        self.clock = Clock(self.step)
+        with sigterm_flag() as flag, self.progress_bar() as self.bar, contextlib.ExitStack() as stack:
+            if self.log:
+                stack.callback(self.log.close)
+            for batches in self.batches(self.step, train.steps):
+                self.train_step(batches)
+                stop = self.agreed(flag)
+                if self.due(train.log_every):
+                    self.log_row()
+                if self.due(train.sample_every) and self.step < train.steps:
+                    self.sample()
+                if self.due(train.checkpoint_every) or self.step == train.steps or stop:
+                    self.save()
+                self.bar.update()
+                if stop and self.step < train.steps:
+                    return True
+        return False
+
+    def train_step(self, batches: list[Batch]) -> None:
+        """One optimiser step: the gradient is that of the mean loss over the global batch."""
+        rate = learning_rate(self.step, self.config.train)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        measured = 0
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                measured = measured + self.backward(batch.to(self.accelerator.device))
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.train.clip or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.step)
+        self.pending.append(torch.cat([measured, norm.reshape(1)]))
+        self.step += 1
+
+    def backward(self, batch: Batch) -> torch.Tensor:
+        """Add one micro-batch to the gradient; its share of each loss term's mean over this process, (terms,)."""
+        losses = self.diffusion.losses(self.wrapped, batch.x, batch.t, batch.y, batch.noise)
+        self.accelerator.backward(losses["loss"].sum() / self.batches.local)
+        self.columns = (*losses, "grad_norm")
+        return torch.stack([term.detach().sum() for term in losses.values()]) / self.batches.local
+
+    def collect(self) -> None:
+        """Read the pending measurements back; `UserError` at the first step whose loss or gradient is not finite."""
+        if not self.pending:
+            return
+        rows = self.accelerator.reduce(torch.stack(self.pending), "mean").tolist()
+        first = self.step - len(rows) + 1
+        self.pending.clear()
+        for step, values in enumerate(rows, first):
+            row = dict(zip(self.columns, values, strict=True))
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(row[name]):
+                    raise UserError(f"step {step}: {name} is {row[name]}; stopped, {self.last_good()}")
+            self.window.append(row)
+
+    def log_row(self) -> None:
+        """Write the means since the last row."""
+        self.collect()
+        count = len(self.window)
+        means = {name: sum(row[name] for row in self.window) / count for name in self.window[0]}
+        self.window.clear()
+        speed = self.clock.lap(self.step) * self.batches.batch_size
+        if self.log:
+            self.log.write(
+                {
+                    "step": self.step,
+                    "images": self.step * self.batches.batch_size,
+                    **means,
+                    "learning_rate": learning_rate(self.step - 1, self.config.train),
+                    "images_per_second": round(speed, 2),
+                }
+            )
+        self.bar.set_postfix({"loss": f"{means['loss']:.4f}", "images/s": f"{speed:.1f}"}, refresh=False)
+
+    def sample(self) -> None:
+        """A grid from the EMA weights; every process draws it, as a sharded model needs them all, and one writes it."""
+        path = self.run_dir / "samples" / f"step_{self.step:08d}.png"
+        with self.clock.paused(), self.ema.swapped():
+            save_samples(self.model, self.config, path if self.main else None, self.accelerator.device)
+
+    def save(self) -> None:
+        """Write a checkpoint and drop the oldest; `UserError` when it cannot be written."""
+        self.collect()
+        state = {
+            "step": self.step,
+            "images_seen": self.step * self.batches.batch_size,
+            "model": self.model_settings,
+            "dataset": describe_dataset(self.dataset),
+            "window": self.window,
+        }
+        with self.clock.paused():
+            problem = save_checkpoint(
+                self.run_dir,
+                config=self.config,
+                model=self.model,
+                optimizer=self.optimizer.optimizer,
+                ema=self.ema,
+                state=state,
+                main=self.main,
+            )
+            problem = broadcast_object_list([problem])[0]
+            if problem:
+                raise UserError(f"step {self.step}: cannot write a checkpoint ({problem}); {self.last_good()}")
+            if self.main:
+                rotate(self.run_dir, self.config.train.keep_last)
+
+    def last_good(self) -> str:
+        """Where a run that stops can go on from, for the message."""
+        folder = latest_checkpoint(self.run_dir)
+        return f"the last good checkpoint is {folder}" if folder else "there is no checkpoint yet"
+
+    def due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def agreed(self, flag: "Flag") -> bool:
+        """Whether any process was asked to stop; several compare notes only when they log, to save messages."""
+        if self.accelerator.num_processes == 1:
+            return flag.raised
+        if not self.due(self.config.train.log_every):
+            return False
+        raised = torch.tensor(float(flag.raised), device=self.accelerator.device)
+        return self.accelerator.reduce(raised, "sum").item() > 0
+
+    def describe(self) -> None:
+        """Say what is about to run."""
+        train, accelerator = self.config.train, self.accelerator
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.report(
+            f"{self.config.model.name}, {parameters / 1e6:.2f}M parameters, {self.config.diffusion.objective}, "
+            f"{len(self.dataset)} images of {self.config.data.kind}"
+        )
+        self.report(
+            f"{accelerator.num_processes} x {accelerator.device.type}, precision {train.precision}, batch "
+            f"{train.batch_size} in micro-batches of {self.batches.micro_batch}, "
+            f"steps {self.step} to {train.steps}, in {self.run_dir}"
+        )
+
+    def progress_bar(self) -> tqdm:
+        interval = 0.2 if sys.stderr.isatty() else 30
+        return tqdm(
+            total=self.config.train.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            mininterval=interval,
+            disable=not self.main,
+        )
+
+    def report(self, message: str) -> None:
+        if self.main:
+            tqdm.write(message)
+
+
+class Clock:
+    """Steps per second between laps, without the pauses for samples and checkpoints."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.start = time.perf_counter()
+
+    def lap(self, step: int) -> float:
+        """Steps per second since the last lap, which ended at another step."""
+        now = time.perf_counter()
+        speed = (step - self.step) / (now - self.start)
+        self.step, self.start = step, now
+        return speed
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begin
+
+
+class Flag:
+    raised = False
+
+
+@contextlib.contextmanager
+def sigterm_flag() -> Iterator[Flag]:
+    """A flag that SIGTERM raises within the context."""
+    flag = Flag()
+
+    def raise_flag(number: int, frame: Any) -> None:
+        flag.raised = True
+
+    before = signal.signal(signal.SIGTERM, raise_flag)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def train(config: Config) -> int:
+    """Train as `config` says, continuing the run in its folder if there is one; the exit status."""
+    return Trainer(config).run()
