@@ -25,8 +25,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG + help_text(Config),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG.yaml", help="settings of the run; configs/ holds ready ones")
-    parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="settings that replace the file's")
+    parser.add_argument("config", metavar="CONFIG.yaml", help="settings of the run; configs/ has ready ones")
+    parser.add_argument(
+        "overrides", metavar="key.path=value", nargs="*", help="replaces a setting of the file"
+    )
     return parser.parse_args(argv)
 
 

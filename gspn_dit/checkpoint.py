@@ -5,7 +5,8 @@
         config.yaml     the resolved config
         state.json      step, images seen, the model's settings, and size and SHA-256 of every other file
 
-There is no random state to keep: every draw is a function of the seed and the image's number (gspn_dit/random.py).
+There is no random state to keep: every draw is a function of the seed and the image's number (see
+gspn_dit/random.py).
 """
 
 import contextlib
@@ -89,11 +90,6 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
 
 
-def fill(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy a whole tensor into `target`, which may be sharded."""
-    target.copy_(shard_like(source, target))
-
-
 def shard_like(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """A whole tensor with the device and the sharding of `target`."""
     source = source.to(target.device)
@@ -127,8 +123,8 @@ def save_checkpoint(
 ) -> str | None:
     """Write a checkpoint for `state["step"]`; return what went wrong, None when all went well.
 
-    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (a full disk) leaves
-    no trace and raises nothing, so that the processes stay in step.
+    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (a full disk)
+    leaves no trace and raises nothing, so that the processes stay together.
     """
     folder = Path(run_dir) / "checkpoints" / checkpoint_name(state["step"])
     writer = Writer(folder) if main else None
@@ -148,7 +144,7 @@ def save_checkpoint(
 
 
 class Writer:
-    """Writes a folder aside and renames it when every file is on the disk; after a failure it writes no more."""
+    """Writes a folder aside, and renames it when it is on the disk; after a failure it writes no more."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -239,14 +235,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read weights {path}: {error}") from error
     target = model.state_dict()
-    for name in sorted(target.keys() ^ source.keys()):
-        missing = "lacks" if name in target else "has an unexpected"
-        raise UserError(f"{path} is of another model: it {missing} tensor '{name}'; give the run its own run_dir")
-    for name, tensor in target.items():
-        if tensor.shape != source[name].shape:
-            shapes = f"{tuple(source[name].shape)}, expected {tuple(tensor.shape)}"
-            raise UserError(f"{path} is of another model: tensor '{name}' has shape {shapes}")
-        fill(tensor, source[name])
+    for name in sorted(target.keys() | source.keys()):
+        expected, found = (list(side[name].shape) if name in side else "none" for side in (target, source))
+        if expected != found:
+            raise UserError(f"{path} is of another model: for {name} it has {found}, expected {expected}")
+        target[name].copy_(shard_like(source[name], target[name]))
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -261,7 +254,7 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     found = latest_checkpoint(path)
     if found is None:
-        raise UserError(f"{path} holds no complete checkpoint; give a run folder of train.py, or one of its checkpoints")
+        raise UserError(f"{path} holds no complete checkpoint; give a run folder or one of its checkpoints")
     return found
 
 
@@ -270,8 +263,8 @@ def load_model(
 ) -> tuple[nn.Module, Config, dict[str, Any]]:
     """The trained model of a run or checkpoint folder, in eval mode, with its config.
 
-    The third result holds step, images_seen, ema (whether these are the averaged weights), path of the checkpoint and
-    hash (SHA-256) of the weights' file. Raises `UserError` when `path` is neither, or is damaged.
+    The third result holds step, images_seen, ema (whether these are the averaged weights), path (of the
+    checkpoint) and hash (SHA-256 of the weights' file). Raises `UserError` when `path` is neither, or damaged.
     """
     from gspn_dit.models import create_model
 

@@ -21,7 +21,8 @@ class ModelConfig:
     """Which model; null leaves a setting to the named size."""
 
     name: str
-    """A name of `create_model`: GSPN-{S,B,L,XL}/{2,4}, GSPN-DiT-{S,B,L,XL}/{2,4,8} or DiT-{S,B,L,XL}/{2,4,8}."""
+    """A name of `create_model`: GSPN-{S,B,L,XL}/{2,4}, GSPN-DiT-{S,B,L,XL}/{2,4,8} or
+    DiT-{S,B,L,XL}/{2,4,8}."""
     width: int | None = None
     """Channels of a token."""
     depth: int | None = None
@@ -51,7 +52,8 @@ class ModelConfig:
     time_scale: float | None = None
     """Factor on t before its embedding."""
     checkpoint_activations: bool = False
-    """Recompute each block in the backward instead of keeping its activations: less memory, a third more work."""
+    """Recompute each block in the backward instead of keeping its activations: less memory, a third more
+    work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,8 @@ class DiffusionConfig:
     """What the model learns."""
 
     objective: Literal["ddpm", "flow"] = "ddpm"
-    """ddpm: 1000 steps, linear schedule, learned variance (as the published numbers); flow: linear path, velocity."""
+    """ddpm: 1000 steps, linear schedule, learned variance (as the published numbers); flow: linear path,
+    velocity."""
     time_distribution: Literal["uniform", "logit_normal"] | None = None
     """How the times of training are drawn (flow only); uniform unless set."""
     time_mean: float | None = None
@@ -77,7 +80,8 @@ class DataConfig:
     path: str | None = None
     """The folder of latents."""
     autoencoder: str | None = None
-    """Decoder for sample grids: a hub id or folder in diffusers' format; null for pixels, or to take the latents' own."""
+    """Decoder for sample grids: a hub id or folder in diffusers' format; null for pixels, or to take the
+    latents' own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +95,13 @@ class TrainConfig:
     micro_batch: int | None = None
     """Images per forward and process; the gradient of a step is accumulated over them. null: all at once."""
     memory: str | None = None
-    """A name in memory_presets, which then supplies micro_batch and checkpoint_activations where they are not set."""
+    """A name in memory_presets, which then supplies micro_batch and checkpoint_activations where they are
+    not set."""
     learning_rate: float = 1e-4
     """Rate of AdamW after the warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up: the constant rate, or half a cosine down to min_learning_rate at the last step."""
+    """What follows the warm-up: the constant rate, or half a cosine down to min_learning_rate at the last
+    step."""
     warmup_steps: int = 0
     """Steps over which the rate rises linearly from zero."""
     min_learning_rate: float = 0.0
@@ -175,7 +181,8 @@ class Config:
     """A run."""
 
     run_dir: str
-    """Folder of the run: config.yaml, metrics.jsonl, checkpoints/, samples/. The same command again continues in it."""
+    """Folder of the run: config.yaml, metrics.jsonl, checkpoints/, samples/. The same command again
+    continues in it."""
     model: ModelConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig
@@ -207,7 +214,7 @@ RULES = (
     ("sample.cfg_scale", lambda v: v >= 1, "at least 1.0 (1.0 is no guidance)"),
     ("sample.cfg_interval", lambda v: v is None or v[0] < v[1], "[low, high] with low below high, or null"),
     ("sample.per_class", lambda v: v >= 1, "at least 1"),
-    ("sample.classes", lambda v: v is None or (v and min(v) >= 0), "a non-empty list of class numbers, or null"),
+    ("sample.classes", lambda v: v is None or (v and min(v) >= 0), "a list of class numbers, or null"),
     ("sample.batch_size", lambda v: v >= 1, "at least 1"),
     ("eval.samples", lambda v: v >= 0, "at least 0"),
 )
@@ -240,7 +247,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read config {path}: {error.strerror}; see configs/ for working ones") from error
+        raise UserError(f"cannot read config {path}: {error.strerror}; see configs/") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
@@ -290,7 +297,8 @@ def check(config: Config) -> None:
             raise UserError(f"{key}: expected {expected}, got {values[key]!r}")
     train = config.train
     if train.micro_batch is not None and train.batch_size % min(train.micro_batch, train.batch_size):
-        raise UserError(f"train.micro_batch: expected a divisor of batch_size {train.batch_size}, got {train.micro_batch}")
+        expected = f"a divisor of train.batch_size, {train.batch_size}"
+        raise UserError(f"train.micro_batch: expected {expected}, got {train.micro_batch}")
     if config.data.kind == "latents" and config.data.path is None:
         raise UserError("data.path: expected the folder that encode_latents.py made, got null")
 

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 
 def decay_at(step: int, decay: float) -> float:
-    """Decay of the update after `step` updates before it: early on the average is short, so that it forgets the start."""
+    """Decay of the update that follows `step` others; early on it is small, to forget the start."""
     return min(decay, (1 + step) / (10 + step))
 
 

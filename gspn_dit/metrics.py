@@ -10,14 +10,17 @@ from gspn_dit.files import replacing
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl, each a JSON object with its step; rows after `step` of an earlier try are dropped."""
+    """Appends rows, JSON objects with their step, to metrics.jsonl.
+
+    Rows later than `step`, which a run that continues from there makes again, are dropped first.
+    """
 
     def __init__(self, config: Config, step: int) -> None:
         self.path = Path(config.run_dir) / "metrics.jsonl"
         rows = [row for row in read_metrics(self.path) if row["step"] <= step]
         with replacing(self.path) as file:
             file.writelines(encode(row) for row in rows)
-        self.file = open(self.path, "ab")
+        self.file = open(self.path, "ab")  # noqa: SIM115 (open as long as the run)
         self.tensorboard = open_tensorboard(config, step) if config.train.tensorboard else None
         self.wandb = open_wandb(config) if config.train.wandb else None
 
@@ -62,10 +65,15 @@ def open_wandb(config: Config) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("train.wandb is set but wandb is not installed: pip install wandb, or leave it null") from error
+        raise UserError("train.wandb needs wandb: pip install wandb, or leave it null") from error
     name = Path(config.run_dir).name
     return wandb.init(
-        project=config.train.wandb, name=name, id=name, resume="allow", dir=config.run_dir, config=to_mapping(config)
+        project=config.train.wandb,
+        name=name,
+        id=name,
+        resume="allow",
+        dir=config.run_dir,
+        config=to_mapping(config),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run shows: sample grids while it trains, and at its end final.png, loss.png and the demo's scores."""
+"""What a run shows: sample grids while it trains; final.png, loss.png and the demo's scores at its end."""
 
 import json
 from collections.abc import Callable

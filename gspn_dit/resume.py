@@ -29,7 +29,7 @@ HARMLESS = {
 
 
 def check_same_run(folder: Path, before: Config, now: Config) -> None:
-    """Raise `UserError` naming the first key by which the config of checkpoint `folder` differs from the present one."""
+    """Raise `UserError` naming the first key that checkpoint `folder` was trained with otherwise."""
     old = dict(schema.flatten(before))
     for key, value in schema.flatten(now):
         harmless = key in HARMLESS or key.startswith(("sample.", "eval."))
@@ -44,18 +44,23 @@ def check_same_data(folder: Path, before: dict[str, Any], dataset: Dataset) -> N
     """Raise `UserError` when the data set is not the one that checkpoint `folder` was trained on."""
     now = describe_dataset(dataset)
     for key, value in before.items():
-        if now[key] != value:
-            raise UserError(f"the data set has {key} {show(now[key])}, but {folder} was trained with {show(value)}")
+        if now.get(key) != value:
+            raise UserError(
+                f"the data has {key} {show(now.get(key))}, but {folder} was trained with {show(value)}"
+            )
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint remembers of its data."""
+    """What a checkpoint remembers of its data; of latents, also what they were made with."""
+    manifest = getattr(dataset, "manifest", None)
+    latents = ("weights_hash", "scale", "shift", "image_size") if manifest else ()
     return {
         "images": len(dataset),
         "size": dataset.size,
         "channels": dataset.channels,
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
+        **{name: getattr(manifest, name) for name in latents},
     }
 
 

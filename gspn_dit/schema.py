@@ -1,13 +1,14 @@
 """From YAML to frozen dataclasses and back: every key and every type is checked, and errors name the key.
 
-Understands the annotations that a config needs: bool, int, float, str, Literal, `X | None`, tuples, dict[str, X] and
-nested dataclasses. Imports nothing heavy, so that a bad config is rejected at once.
+Understands the annotations that a config needs: bool, int, float, str, Literal, `X | None`, tuples,
+dict[str, X] and nested dataclasses. Imports nothing heavy, so that a bad config is rejected at once.
 """
 
 import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import textwrap
 import types
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a st
 
 
 def build(cls: type[T], mapping: Any, prefix: str = "") -> T:
-    """Make the dataclass `cls` from a YAML mapping; `prefix` is the dotted path of its keys, for the messages.
+    """Make the dataclass `cls` from a YAML mapping; `prefix` is the dotted path to its keys, for messages.
 
-    Raises `UserError` for an unknown key (naming the nearest valid one), a missing key, or a value of the wrong type.
+    Raises `UserError` for an unknown key (naming the nearest valid one), a missing key, or a value of a wrong type.
     """
     if not isinstance(mapping, dict):
         raise UserError(f"{prefix.rstrip('.') or 'the config'}: expected a mapping of keys, got {mapping!r}")
@@ -130,7 +131,7 @@ def help_text(cls: type, prefix: str = "") -> str:
             continue
         default = "required" if is_required(field) else f"default {default_of(field)}"
         lines.append(f"  {prefix}{field.name}  ({default})")
-        lines.append(textwrap.fill(docs.get(field.name, ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
+        lines += textwrap.wrap(docs[field.name], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
@@ -143,7 +144,7 @@ def field_docs(cls: type) -> dict[str, str]:
     """The string that follows each field in the source of a dataclass."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
     docs = {}
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
             docs[statement.target.id] = " ".join(following.value.value.split())
     return docs

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from gspn_dit.assembly import (
+    build_diffusion,
+    build_model,
+    create_accelerator,
+    create_optimizer,
+    fit_to_data,
+)
 from gspn_dit.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
@@ -27,23 +33,20 @@ from gspn_dit.checkpoint import (
     save_checkpoint,
 )
 from gspn_dit.config import Config, TrainConfig, load_config, save_config
-from gspn_dit.data import Dataset, create_dataset
+from gspn_dit.data import create_dataset
 from gspn_dit.data.batches import Batch, Batches
-from gspn_dit.diffusion import Diffusion, check_sampling, create_diffusion, default_sampler
 from gspn_dit.ema import EMA
 from gspn_dit.errors import UserError
 from gspn_dit.metrics import MetricsLog
-from gspn_dit.models import create_model
-from gspn_dit.random import WEIGHTS, seed_of
-from gspn_dit.resume import check_same_data, check_same_run, describe_dataset
 from gspn_dit.results import finish_run, save_samples
+from gspn_dit.resume import check_same_data, check_same_run, describe_dataset
 
 STOPPED = 143
 """Exit status after SIGTERM: 128 + 15."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of the step with this number, from 0: linear warm-up, then constant or half a cosine to the last step."""
+    """Rate of step 0, 1, ...: linear warm-up, then constant or half a cosine to the last step."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -53,55 +56,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_learning_rate + weight * (config.learning_rate - config.min_learning_rate)
 
 
-def build_model(config: Config, dataset: Dataset, learn_sigma: bool) -> nn.Module:
-    """The model of a config for a data set, its initial weights keyed by train.seed; `UserError` if it cannot be."""
-    chosen = {key: value for key, value in vars(config.model).items() if value is not None}
-    torch.manual_seed(seed_of(WEIGHTS, config.train.seed))
-    try:
-        return create_model(
-            input_size=dataset.size,
-            in_channels=dataset.channels,
-            num_classes=dataset.num_classes,
-            learn_sigma=learn_sigma,
-            **chosen,
-        )
-    except ValueError as error:
-        raise UserError(f"model: {error}") from error
-
-
-def build_diffusion(config: Config) -> Diffusion:
-    """The objective of a config; `UserError` if its settings or the sampler's do not fit it."""
-    settings = {key: value for key, value in vars(config.diffusion).items() if value is not None}
-    sample, objective = config.sample, config.diffusion.objective
-    sampler = sample.sampler or default_sampler(objective)
-    try:
-        check_sampling(objective, sampler, sample.steps, sample.cfg_scale, sample.cfg_interval)
-        return create_diffusion(**settings)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def create_accelerator(config: TrainConfig) -> Accelerator:
-    """Device and processes as the launcher says; the precision as the config says, whatever the launcher's default."""
-    accelerator = Accelerator(
-        mixed_precision="no" if config.precision == "fp32" else "bf16",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-    )
-    if config.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"train.batch_size: expected a multiple of the {accelerator.num_processes} processes, got {config.batch_size}"
-        )
-    return accelerator
-
-
 class Trainer:
     """One run, from its newest checkpoint to `train.steps`."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
         self.run_dir = Path(config.run_dir)
         self.diffusion = build_diffusion(config)
         self.dataset = create_dataset(config.data)
+        self.config = config = fit_to_data(config, self.dataset)
         model = build_model(config, self.dataset, self.diffusion.learn_sigma)
         self.model_settings = model.config
         self.accelerator = create_accelerator(config.train)
@@ -122,18 +84,13 @@ class Trainer:
         if train.compile:
             model.compile()
         model.to(accelerator.device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=train.learning_rate,
-            betas=train.betas,
-            weight_decay=train.weight_decay,
-            fused=accelerator.device.type in ("cpu", "cuda"),
-        )
+        optimizer = create_optimizer(model, train, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.model = accelerator.unwrap_model(self.wrapped)
         self.ema = EMA(self.model, train.ema_decay)
 
     def create_batches(self) -> Batches:
+        """This process's share of the training set."""
         train = self.config.train
         return Batches(
             self.dataset,
@@ -230,14 +187,14 @@ class Trainer:
         self.step += 1
 
     def backward(self, batch: Batch) -> torch.Tensor:
-        """Add one micro-batch to the gradient; its share of each loss term's mean over this process, (terms,)."""
+        """Add a micro-batch to the gradient; its share of this process's mean of each loss term, (terms,)."""
         losses = self.diffusion.losses(self.wrapped, batch.x, batch.t, batch.y, batch.noise)
         self.accelerator.backward(losses["loss"].sum() / self.batches.local)
         self.columns = (*losses, "grad_norm")
         return torch.stack([term.detach().sum() for term in losses.values()]) / self.batches.local
 
     def collect(self) -> None:
-        """Read the pending measurements back; `UserError` at the first step whose loss or gradient is not finite."""
+        """Read the pending measurements back; `UserError` at the first that is not finite."""
         if not self.pending:
             return
         rows = self.accelerator.reduce(torch.stack(self.pending), "mean").tolist()
@@ -270,7 +227,7 @@ class Trainer:
         self.bar.set_postfix({"loss": f"{means['loss']:.4f}", "images/s": f"{speed:.1f}"}, refresh=False)
 
     def sample(self) -> None:
-        """A grid from the EMA weights; every process draws it, as a sharded model needs them all, and one writes it."""
+        """A grid from the EMA weights; all processes draw it, as a sharded model needs, and one writes it."""
         path = self.run_dir / "samples" / f"step_{self.step:08d}.png"
         with self.clock.paused(), self.ema.swapped():
             save_samples(self.model, self.config, path if self.main else None, self.accelerator.device)
@@ -297,7 +254,7 @@ class Trainer:
             )
             problem = broadcast_object_list([problem])[0]
             if problem:
-                raise UserError(f"step {self.step}: cannot write a checkpoint ({problem}); {self.last_good()}")
+                raise UserError(f"step {self.step}: no checkpoint written ({problem}); {self.last_good()}")
             if self.main:
                 rotate(self.run_dir, self.config.train.keep_last)
 
@@ -310,7 +267,7 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def agreed(self, flag: "Flag") -> bool:
-        """Whether any process was asked to stop; several compare notes only when they log, to save messages."""
+        """Whether any process was asked to stop; several of them compare notes only when they log."""
         if self.accelerator.num_processes == 1:
             return flag.raised
         if not self.due(self.config.train.log_every):
@@ -321,10 +278,11 @@ class Trainer:
     def describe(self) -> None:
         """Say what is about to run."""
         train, accelerator = self.config.train, self.accelerator
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        objective, kind = self.config.diffusion.objective, self.config.data.kind
         self.report(
-            f"{self.config.model.name}, {parameters / 1e6:.2f}M parameters, {self.config.diffusion.objective}, "
-            f"{len(self.dataset)} images of {self.config.data.kind}"
+            f"{self.config.model.name}, {millions:.2f}M parameters, {objective}, "
+            f"{len(self.dataset)} images of {kind}"
         )
         self.report(
             f"{accelerator.num_processes} x {accelerator.device.type}, precision {train.precision}, batch "
@@ -370,6 +328,8 @@ class Clock:
 
 
 class Flag:
+    """Whether something was asked for."""
+
     raised = False
 
 

@@ -16,16 +16,18 @@ class Dataset(Protocol):
     size: int
     """Height and width of what the diffusion sees."""
     class_names: list[str]
+    autoencoder: str | None
+    """What decodes it: a hub id or folder; None for pixels."""
 
     def __len__(self) -> int: ...
 
     def draw(
         self, indices: np.ndarray, image_numbers: np.ndarray, seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images for `indices` (n,) int64: x (n, C, H, W) float32 scaled for diffusion, and labels (n,) int64.
+        """Images for `indices` (n,) int64: x (n, C, H, W) float32, scaled for diffusion, and y (n,) int64.
 
-        `image_numbers` (n,) int64 say the how manieth image of the whole training each is; random choices
-        (a mirror flip, the posterior's noise) are keyed by (seed, image number).
+        `image_numbers` (n,) int64 count the images of the whole training; random choices (a mirror flip, the
+        posterior's noise) are keyed by (seed, image number).
         """
         ...
 

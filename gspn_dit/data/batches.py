@@ -1,6 +1,6 @@
 """What each image of a step draws: its picture, time, noise and whether its class is dropped.
 
-All of it is keyed by the image's number in training (step * global batch + place in the batch), so that neither the
+All of it is keyed by the image's number in training (step * global batch + place in the batch): neither the
 number of processes, nor the micro-batch, nor an interruption changes a draw.
 """
 
@@ -58,7 +58,7 @@ class Batches:
         `times` maps uniform numbers (n,) float64 in [0, 1) to times of the diffusion.
         """
         if batch_size % processes:
-            raise ValueError(f"batch_size: expected a multiple of the {processes} processes, got {batch_size}")
+            raise ValueError(f"batch_size: expected a multiple of processes, {processes}, got {batch_size}")
         self.dataset = dataset
         self.order = EpochOrder(len(dataset), seed)
         self.batch_size = batch_size
@@ -102,7 +102,7 @@ def chunks(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def uniform(stream: int, seed: int, numbers: np.ndarray) -> torch.Tensor:
-    """One number in [0, 1) per image, (n,) float64: the hash of its key, which costs less than a generator."""
+    """A number in [0, 1) per image, (n,) float64: the hash of its key, cheaper than a generator."""
     # A float64 has 53 bits: dropping the hash's last ten keeps the largest value below 1.
     draws = [(seed_of(stream, seed, number) >> 10) / 2**53 for number in numbers.tolist()]
     return torch.tensor(draws, dtype=torch.float64)

