@@ -34,6 +34,19 @@ struct LineWalk {
   }
 
   int64_t pixel(int64_t t, int64_t n) const { return start + t * line_stride + n * position_stride; }
+
+  // The pixel that a forward (backward) pass meets `steps` positions after (t, n): what to prefetch. At the end of the
+  // last line there is none, and it is (t, n) itself.
+  int64_t ahead(int64_t t, int64_t n, int64_t steps) const {
+    n += steps;
+    while (n >= length && t + 1 < count) n -= length, t++;
+    return pixel(t, n < length ? n : length - 1);
+  }
+  int64_t behind(int64_t t, int64_t n, int64_t steps) const {
+    n += steps;
+    while (n >= length && t > 0) n -= length, t--;
+    return pixel(t, n < length ? n : length - 1);
+  }
 };
 
 }  // namespace gspn

@@ -1,0 +1,194 @@
+// One direction of the adjoint pass.
+#pragma once
+
+#include "cpu_rows.h"
+
+namespace gspn {
+namespace {
+
+// One position of the adjoint pass.
+template <typename S>
+struct BackwardRow {
+  const S *x, *lam, *logits, *grad_h;
+  const S* h[3];  // h[t-1, n-1 .. n+1]; where a neighbour is missing its weight is 0 and any row will do
+  S *dlam, *dlogits;
+  Compute<S>* dx;
+  const S *next_x, *next_lam, *next_logits, *next_grad_h, *next_h;
+  S *next_dlam, *next_dlogits;
+  const Compute<S>* arriving;  // sum over d of w_d[t+1, n-d] g[t+1, n-d]
+  Compute<S>* leaving[3];      // the same for line t-1, at n-1 .. n+1
+};
+
+// dlam = g x and dx += g lam, with g = dh + what arrives from the next line.
+template <typename S>
+GSPN_INLINE Vector<Compute<S>> input_gradients(const BackwardRow<S>& row, int64_t c, int64_t count, int64_t dx_count,
+                                               bool first) {
+  const auto gradient = load(row.grad_h + c, count) + load(row.arriving + c, kLanes<Compute<S>>);
+  store(gradient * load(row.x + c, count), row.dlam + c, count);
+  auto through_x = gradient * load(row.lam + c, count);
+  if (!first) through_x += load(row.dx + c, dx_count);
+  store(through_x, row.dx + c, dx_count);
+  return gradient;
+}
+
+template <typename S, bool PerChannel>
+GSPN_INLINE void backward_row(const BackwardRow<S>& row, const Strides& at, int normalization, Neighbours exists,
+                              bool dx_padded, bool first, const Compute<S>* const (&w)[3], Compute<S>* const (&dw_channel)[3]) {
+  using T = Compute<S>;
+  using V = Vector<T>;
+  constexpr int lanes = kLanes<T>;
+  for_vectors<T>(at.channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+    Weights<V> weights;
+    V dw[3];
+    if constexpr (PerChannel) {
+      load_weights<true>(row.logits + c, at.logits_d, count, normalization, exists, weights);
+      for (int d = 0; d < 3; d++) {
+        prefetch(row.next_logits + d * at.logits_d, c);
+        prefetch_write(row.next_dlogits + d * at.logits_d, c);
+      }
+    } else {
+      for (int d = 0; d < 3; d++) weights.w[d] = load(w[d] + c, lanes);
+    }
+    prefetch(row.next_x, c);
+    prefetch(row.next_lam, c);
+    prefetch(row.next_grad_h, c);
+    prefetch(row.next_h, c);
+    prefetch_write(row.next_dlam, c);
+    const V gradient = input_gradients<S>(row, c, count, dx_padded ? lanes : count, first);
+    for (int d = 0; d < 3; d++) {
+      dw[d] = gradient * load(row.h[d] + c, count);
+      T* to = row.leaving[d] + c;
+      // Positions rise, so n+1 is first reached from n: nothing to add to yet.
+      const V there = d == 2 ? V{} : load(to, lanes);
+      store(there + weights.w[d] * gradient, to, lanes);
+      if constexpr (!PerChannel) store(dw[d], dw_channel[d] + c, lanes);
+    }
+    if constexpr (PerChannel) {
+      V dl[3];
+      chain_rule(normalization, weights, dw, dl);
+      for (int d = 0; d < 3; d++) store(dl[d], row.dlogits + d * at.logits_d + c, count);
+    }
+  });
+}
+
+// The first line of a segment: nothing leaves it and its logits have no part.
+template <typename S>
+GSPN_INLINE void backward_start_row(const BackwardRow<S>& row, const Strides& at, bool dx_padded, bool first) {
+  using T = Compute<S>;
+  for_vectors<T>(at.channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+    input_gradients<S>(row, c, count, dx_padded ? kLanes<T> : count, first);
+  });
+  for (int d = 0; d < 3; d++)
+    for_vectors<T>(at.groups, [&](int64_t g, int64_t count) __attribute__((always_inline)) {
+      store(Vector<T>{}, row.dlogits + d * at.logits_d + g, count);
+    });
+}
+
+// Working rows of the grouped form: weights and gradients by group and by channel.
+template <typename T>
+struct GroupRows {
+  Rows<T> w_group, slope_group, dw_group, w_channel, dw_channel;
+  explicit GroupRows(const Strides& at)
+      : w_group(3, at.groups), slope_group(3, at.groups), dw_group(3, at.groups), w_channel(3, at.channels),
+        dw_channel(3, at.channels) {}
+};
+
+template <typename S, typename T = Compute<S>>
+GSPN_INLINE void expand_weights(const S* logits, const Strides& at, int64_t heads, int normalization,
+                                Neighbours exists, GroupRows<T>& rows) {
+  for_vectors<T>(at.groups, [&](int64_t g, int64_t count) __attribute__((always_inline)) {
+    Weights<Vector<T>> weights;
+    load_weights<true>(logits + g, at.logits_d, count, normalization, exists, weights);
+    for (int d = 0; d < 3; d++) {
+      store(weights.w[d], rows.w_group[d] + g, kLanes<T>);
+      store(weights.slope[d], rows.slope_group[d] + g, kLanes<T>);
+    }
+  });
+  for (int d = 0; d < 3; d++) expand_groups(rows.w_group[d], at.groups, heads, rows.w_channel[d]);
+}
+
+template <typename S, typename T = Compute<S>>
+GSPN_INLINE void reduce_gradients(S* dlogits, const Strides& at, int64_t heads, int normalization,
+                                  GroupRows<T>& rows) {
+  for (int d = 0; d < 3; d++) sum_heads(rows.dw_channel[d], at.groups, heads, rows.dw_group[d]);
+  for_vectors<T>(at.groups, [&](int64_t g, int64_t count) __attribute__((always_inline)) {
+    Weights<Vector<T>> weights;
+    Vector<T> dw[3], dl[3];
+    for (int d = 0; d < 3; d++) {
+      weights.w[d] = load(rows.w_group[d] + g, kLanes<T>);
+      weights.slope[d] = load(rows.slope_group[d] + g, kLanes<T>);
+      dw[d] = load(rows.dw_group[d] + g, kLanes<T>);
+    }
+    chain_rule(normalization, weights, dw, dl);
+    for (int d = 0; d < 3; d++) store(dl[d], dlogits + d * at.logits_d + g, count);
+  });
+}
+
+// The adjoint: g[t, n] = dh[t, n] + sum over d of w_d[t+1, n-d] g[t+1, n-d], lines in reverse. `dx` is the slice's
+// own accumulator over the directions, a row of channels per pixel.
+template <typename S, bool PerChannel, int Norm>
+void backward_direction(const ScanShape& s, const BackwardTensors& tensors, const Slice& slice, int64_t k,
+                        Compute<S>* dx, int64_t dx_pixel, bool dx_padded) {
+  using T = Compute<S>;
+  const Strides at(s, slice, k);
+  const LineWalk walk(s, s.codes[k]);
+  const int normalization = Norm == kAnyNormalization ? s.normalization : Norm;
+  const bool first = k == 0;
+  const S* x = static_cast<const S*>(tensors.x) + at.x_start;
+  const S* lam = static_cast<const S*>(tensors.lam) + at.lam_start;
+  const S* logits = static_cast<const S*>(tensors.logits) + at.logits_start;
+  const S* h = static_cast<const S*>(tensors.h) + at.lam_start;
+  const S* grad_h = static_cast<const S*>(tensors.grad_h) + at.lam_start;
+  S* dlam = static_cast<S*>(tensors.dlam) + at.lam_start;
+  S* dlogits = static_cast<S*>(tensors.dlogits) + at.logits_start;
+  Rows<T> arriving(walk.length + 2, at.channels), leaving(walk.length + 2, at.channels);
+  GroupRows<T> rows(at);
+  const T* const w[3] = {rows.w_channel[0], rows.w_channel[1], rows.w_channel[2]};
+  T* const dw[3] = {rows.dw_channel[0], rows.dw_channel[1], rows.dw_channel[2]};
+  const int64_t ahead = 1 + 16 * kLanes<T> / at.channels;
+
+  for (int64_t t = walk.count - 1; t >= 0; t--) {
+    const bool starts = t == 0 || (s.segment > 0 && t % s.segment == 0);
+    if (starts) leaving.clear();
+    leaving.clear(0, 2);
+    for (int64_t n = 0; n < walk.length; n++) {
+      const Neighbours exists(n, walk.length);
+      const int64_t pixel = walk.pixel(t, n), next = walk.behind(t, n, ahead);
+      const int64_t source = starts ? pixel : walk.pixel(t - 1, n);
+      const int64_t side = walk.position_stride * at.lam_pixel;
+      const S* here = h + source * at.lam_pixel;
+      const BackwardRow<S> row{
+          x + pixel * at.x_pixel,
+          lam + pixel * at.lam_pixel,
+          logits + pixel * at.logits_pixel,
+          grad_h + pixel * at.lam_pixel,
+          {exists.before ? here - side : here, here, exists.after ? here + side : here},
+          dlam + pixel * at.lam_pixel,
+          dlogits + pixel * at.logits_pixel,
+          dx + pixel * dx_pixel,
+          x + next * at.x_pixel,
+          lam + next * at.lam_pixel,
+          logits + next * at.logits_pixel,
+          grad_h + next * at.lam_pixel,
+          h + (next + walk.position_stride - walk.line_stride) * at.lam_pixel,
+          dlam + next * at.lam_pixel,
+          dlogits + next * at.logits_pixel,
+          arriving[n + 1],
+          {leaving[n], leaving[n + 1], leaving[n + 2]}};
+      if (starts) {
+        backward_start_row(row, at, dx_padded, first);
+        continue;
+      }
+      if constexpr (!PerChannel) expand_weights(row.logits, at, s.heads(), normalization, exists, rows);
+      if (exists.before && exists.after)
+        backward_row<S, PerChannel>(row, at, normalization, Neighbours(), dx_padded, first, w, dw);
+      else
+        backward_row<S, PerChannel>(row, at, normalization, exists, dx_padded, first, w, dw);
+      if constexpr (!PerChannel) reduce_gradients(row.dlogits, at, s.heads(), normalization, rows);
+    }
+    arriving.swap(leaving);
+  }
+}
+
+}  // namespace
+}  // namespace gspn

@@ -1,0 +1,294 @@
+// The adjoint scan, lines in reverse: g[t, n] = dh[t, n] + sum over d of w_d[t+1, n-d] g[t+1, n-d], and
+// dlam = g x, dx = sum over directions of g lam, dw_d = g[t, n] h[t-1, n+d] carried on to the logits.
+// Sums that cross threads go through float32 scratch (or one block's shared memory) in a fixed order: no atomics.
+#pragma once
+
+#include "scan_task.cuh"
+#include "scan_weights.cuh"
+
+namespace gspn {
+
+template <typename T>
+struct BackwardPointers {
+  const T *grad_h, *x, *lam, *logits, *h;
+  T *dx, *dlam, *dlogits;
+  float* dx_parts;       // (K, B, H, W, C), or null: one direction, or tiled
+  float* dlogits_parts;  // (B, H, W, K, 3, G, parts), or null: each group lies within the lanes summed by shuffles
+  int group_lanes;       // neighbouring lanes, a power of two, that are summed by shuffles
+};
+
+template <typename T, int V, bool Grouped>
+struct BackwardInputs {
+  Packed<T, V> grad_h, x, lam, h[3];
+  Logits<T, V, Grouped> logits;
+};
+
+// What the line after sends back to this one: contributions c_d[n] = w_d g belong to n + d. Slots: for each parity of
+// the line those that leave the run at its first and at its last position, then the run (Single: in registers).
+template <int V, bool Single>
+struct BackwardState {
+  Slots<V> slots;
+  float pending[V], to_next[V];
+
+  static __host__ __device__ constexpr int slot_count(int run) { return Single ? 4 : 4 + run; }
+
+  __device__ __forceinline__ int edge(int line, bool last) const { return 2 * (line & 1) + static_cast<int>(last); }
+
+  __device__ __forceinline__ void read_arriving(int line, int place, int run, bool none, float (&sum)[V]) const {
+    clear(sum);
+    if (none) return;
+    if constexpr (Single) {
+#pragma unroll
+      for (int v = 0; v < V; v++) sum[v] = pending[v];
+    } else {
+      slots.read(4 + place, 0, sum);
+    }
+    if ((Single || place == 0) && threadIdx.y > 0) add_edge(edge(line + 1, true), -1, sum);
+    if ((Single || place + 1 == run) && threadIdx.y + 1 < blockDim.y) add_edge(edge(line + 1, false), 1, sum);
+  }
+
+  __device__ __forceinline__ void add_edge(int slot, int rows, float (&sum)[V]) const {
+    float arriving[V];
+    slots.read(slot, rows, arriving);
+#pragma unroll
+    for (int v = 0; v < V; v++) sum[v] += arriving[v];
+  }
+
+  __device__ __forceinline__ void send(int line, int place, int run, const float (&c)[3][V]) {
+    if (Single || place == 0) {
+      slots.write(edge(line, false), c[0]);
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; v++) pending[v] += c[0][v];
+      slots.write(4 + place - 1, pending);
+    }
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      pending[v] = c[1][v] + (Single || place == 0 ? 0.f : to_next[v]);
+      to_next[v] = c[2][v];
+    }
+    if (Single || place + 1 == run) slots.write(edge(line, true), to_next);
+    if (!Single && place + 1 == run) slots.write(4 + place, pending);
+  }
+};
+
+// From g and h[t-1] to what goes to the line before, c_d = w_d g, and to dw (per group) or the logits (per channel).
+template <typename T, int V, bool Grouped>
+struct LogitGradients {
+  static constexpr int kCount = Grouped ? 1 : V;
+  float d[3][kCount];
+
+  __device__ __forceinline__ void compute(const BackwardInputs<T, V, Grouped>& in, int n, int length,
+                                          int normalization, int group_lanes, bool restart, const float (&g)[V],
+                                          float (&c)[3][V]) {
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+      clear(d[i]);
+      clear(c[i]);
+    }
+    if (restart) return;
+    const float missing = missing_logit(normalization);
+    Weights weights;
+    float l[3];
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      if (!Grouped || v == 0) {
+        in.logits.get(v, n, length, missing, l);
+        normalize<true>(normalization, l, weights);
+      }
+      float dw[3];
+#pragma unroll
+      for (int i = 0; i < 3; i++) {
+        c[i][v] = weights.w[i] * g[v];
+        dw[i] = g[v] * to_float(in.h[i].elements[v]);
+        if constexpr (Grouped) d[i][0] += dw[i];
+      }
+      if constexpr (!Grouped) {
+        chain_rule(normalization, weights, dw);
+#pragma unroll
+        for (int i = 0; i < 3; i++) d[i][v] = dw[i];
+      }
+    }
+    if constexpr (Grouped) {
+      float dw[3];
+#pragma unroll
+      for (int i = 0; i < 3; i++) {
+        dw[i] = d[i][0];
+        for (int lane = group_lanes / 2; lane > 0; lane /= 2) dw[i] += shuffle_xor(dw[i], lane);
+      }
+      chain_rule(normalization, weights, dw);
+#pragma unroll
+      for (int i = 0; i < 3; i++) d[i][0] = dw[i];
+    }
+  }
+};
+
+template <typename T, int V>
+__device__ __forceinline__ void store_rounded(T* to, const float (&values)[V]) {
+  Packed<T, V> rounded;
+#pragma unroll
+  for (int v = 0; v < V; v++) round_to(rounded.elements[v], values[v]);
+  store_packed<T, V>(to, rounded);
+}
+
+template <int V>
+__device__ __forceinline__ void store_floats(float* to, const float (&values)[V]) {
+  constexpr int width = V < 4 ? 1 : 4;
+#pragma unroll
+  for (int part = 0; part < V / width; part++) {
+    Packed<float, width> some;
+#pragma unroll
+    for (int i = 0; i < width; i++) some.elements[i] = values[part * width + i];
+    store_packed<float, width>(to + part * width, some);
+  }
+}
+
+// Sums dx over the directions of a tiled block in shared memory, `tile` floats from its start; the last direction
+// leaves with the sum in `values`.
+template <int V>
+__device__ __forceinline__ void sum_in_tile(float* tile, int pixel, int k, int directions, float (&values)[V]) {
+  constexpr int width = Slots<V>::kWidth;
+  if (directions == 1) return;
+#pragma unroll
+  for (int part = 0; part < V / width; part++) {
+    float* at = tile + ((static_cast<int64_t>(pixel) * (V / width) + part) * blockDim.x + threadIdx.x) * width;
+    float sum[width];
+    if (k > 0) read_shared<width>(at, sum);
+#pragma unroll
+    for (int i = 0; i < width; i++) {
+      if (k > 0) values[part * width + i] += sum[i];
+      sum[i] = values[part * width + i];
+    }
+    if (k + 1 < directions) write_shared<width>(at, sum);
+  }
+}
+
+template <typename T, int V, bool Grouped, bool Single>
+struct Backward {
+  const ScanParameters& p;
+  const BackwardPointers<T>& tensors;
+  const int k;
+  const Walk walk;
+  const Task<V> task;
+  const int run, lines, own_lines;
+  using Inputs = BackwardInputs<T, V, Grouped>;
+  using Items = Cursor<Single, -1>;
+
+  __device__ __forceinline__ Backward(const ScanParameters& parameters, const BackwardPointers<T>& pointers,
+                                      int direction, int64_t tile)
+      : p(parameters),
+        tensors(pointers),
+        k(direction),
+        walk(parameters.walks[direction]),
+        task(parameters, walk.lines, tile),
+        run(Single ? 1 : parameters.run),
+        lines(parameters.tiled ? walk.lines : min(parameters.period, walk.lines)),
+        own_lines(task.exists ? min(lines, walk.lines - task.first_line) : 0) {}
+
+  __device__ __forceinline__ bool exists(const Items& item) const {
+    return item.line >= 0 && item.line < own_lines && task.position + item.place < walk.length;
+  }
+
+  __device__ __forceinline__ int64_t pixel(const Items& item) const { return task.image * p.pixels + item.pixel; }
+
+  __device__ __forceinline__ int64_t lam_offset(int64_t pixel) const {
+    return (pixel * p.directions + k) * p.channels + task.channel;
+  }
+
+  __device__ __forceinline__ int64_t logits_offset(int64_t pixel) const {
+    return (pixel * p.directions + k) * 3 * p.groups + task.channel / (p.channels / p.groups);
+  }
+
+  __device__ __forceinline__ void fetch(const Items& item, Inputs& in) const {
+    in = Inputs();
+    if (!exists(item)) return;
+    const int64_t at = pixel(item), lam_at = lam_offset(at);
+    load_once<T, V>(in.grad_h, tensors.grad_h + lam_at);
+    load_shared_input<T, V>(in.x, tensors.x + at * p.channels + task.channel);
+    load_once<T, V>(in.lam, tensors.lam + lam_at);
+    if (item.line % p.period == 0) return;
+    in.logits.load(tensors.logits + logits_offset(at), p.groups);
+    const int n = task.position + item.place;
+    const int64_t h_at = lam_at - static_cast<int64_t>(walk.line_stride) * p.directions * p.channels;
+    const int64_t neighbour = static_cast<int64_t>(walk.position_stride) * p.directions * p.channels;
+    if (n > 0) load_shared_input<T, V>(in.h[0], tensors.h + h_at - neighbour);
+    load_shared_input<T, V>(in.h[1], tensors.h + h_at);
+    if (n + 1 < walk.length) load_shared_input<T, V>(in.h[2], tensors.h + h_at + neighbour);
+  }
+
+  __device__ __forceinline__ void store_dx(const Items& item, float* tile, float (&values)[V]) const {
+    const int64_t at = pixel(item) * p.channels + task.channel;
+    if (tensors.dx_parts) {
+      const int64_t elements = p.batch * p.pixels * p.channels;
+      store_floats<V>(tensors.dx_parts + k * elements + at, values);
+      return;
+    }
+    sum_in_tile<V>(tile, item.pixel, k, p.directions, values);
+    if (!p.tiled || k + 1 == p.directions) store_rounded<T, V>(tensors.dx + at, values);
+  }
+
+  __device__ __forceinline__ void store_dlogits(const Items& item, const LogitGradients<T, V, Grouped>& d) const {
+    const int64_t at = logits_offset(pixel(item));
+    const int heads = p.channels / p.groups;
+    const int lane = task.channel % heads / V;  // within the group
+    if (Grouped && lane % tensors.group_lanes != 0) return;
+    const int parts = Grouped ? heads / V / tensors.group_lanes : 1;
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+      const int64_t element = at + static_cast<int64_t>(i) * p.groups;
+      if (Grouped && tensors.dlogits_parts)
+        tensors.dlogits_parts[element * parts + lane / tensors.group_lanes] = d.d[i][0];
+      else
+        store_rounded<T, LogitGradients<T, V, Grouped>::kCount>(tensors.dlogits + element, d.d[i]);
+    }
+  }
+
+  __device__ __forceinline__ void process(const Items& item, const Inputs& in, BackwardState<V, Single>& state,
+                                          float* tile) const {
+    const int n = task.position + item.place;
+    float g[V], dlam[V], dx[V], c[3][V];
+    state.read_arriving(item.line, item.place, run, item.line + 1 == lines, g);
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      g[v] += to_float(in.grad_h.elements[v]);
+      dlam[v] = g[v] * to_float(in.x.elements[v]);
+      dx[v] = g[v] * to_float(in.lam.elements[v]);
+    }
+    LogitGradients<T, V, Grouped> dlogits;
+    const bool restart = item.line % p.period == 0;
+    dlogits.compute(in, n, walk.length, p.normalization, tensors.group_lanes, restart, g, c);
+    state.send(item.line, item.place, run, c);
+    if (!exists(item)) return;
+    store_rounded<T, V>(tensors.dlam + lam_offset(pixel(item)), dlam);
+    store_dx(item, tile, dx);
+    store_dlogits(item, dlogits);
+  }
+
+  __device__ __forceinline__ void scan() const {
+    Items ahead(walk, task.first_line, task.position, lines - 1), item = ahead;
+    Inputs next;
+    fetch(ahead, next);
+    BackwardState<V, Single> state;
+    float* tile = shared_memory() + state.slot_count(run) * V * blockDim.x * blockDim.y;
+    while (item.line >= 0) {
+      const Inputs in = next;
+      ahead.advance(walk, run);
+      fetch(ahead, next);
+      process(item, in, state, tile);
+      if (item.place + 1 == run) __syncthreads();
+      item.advance(walk, run);
+    }
+  }
+};
+
+template <typename T, int V, bool Grouped, bool Single>
+__global__ void __launch_bounds__(512) scan_backward_kernel(const __grid_constant__ ScanParameters p,
+                                                             const __grid_constant__ BackwardPointers<T> tensors) {
+  if (!p.tiled) {
+    Backward<T, V, Grouped, Single>(p, tensors, blockIdx.x % p.directions, blockIdx.x / p.directions).scan();
+    return;
+  }
+  for (int k = 0; k < p.directions; k++) Backward<T, V, Grouped, Single>(p, tensors, k, blockIdx.x).scan();
+}
+
+}  // namespace gspn

@@ -1,0 +1,134 @@
+// The CUDA backend's entries: checks, device guard, current stream, plan, launch, launch check. Stable ABI only.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <tuple>
+#include <vector>
+
+#include "scan_checks.h"
+#include "scan_launch.cuh"
+
+namespace gspn {
+
+// Defined in scan_cuda_float32.cu and its siblings.
+template <>
+void launch_forward<float>(const ScanShape&, const ScanPlan&, const ForwardPointers<float>&, cudaStream_t);
+template <>
+void launch_forward<bfloat16>(const ScanShape&, const ScanPlan&, const ForwardPointers<bfloat16>&, cudaStream_t);
+template <>
+void launch_forward<float16>(const ScanShape&, const ScanPlan&, const ForwardPointers<float16>&, cudaStream_t);
+template <>
+void launch_backward<float>(const ScanShape&, const ScanPlan&, const BackwardPointers<float>&, cudaStream_t);
+template <>
+void launch_backward<bfloat16>(const ScanShape&, const ScanPlan&, const BackwardPointers<bfloat16>&, cudaStream_t);
+template <>
+void launch_backward<float16>(const ScanShape&, const ScanPlan&, const BackwardPointers<float16>&, cudaStream_t);
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename Body>
+void with_element_type(const Tensor& tensor, Body&& body) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return body(float{});
+    case ScalarType::BFloat16: return body(bfloat16{});
+    case ScalarType::Half: return body(float16{});
+    default: STD_TORCH_CHECK(false, "gspn::scan: x must be float32, bfloat16 or float16 on CUDA");
+  }
+}
+
+cudaStream_t current_stream(int device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// The largest power of two, up to 16, that divides every address.
+int64_t common_alignment(std::initializer_list<const Tensor*> tensors) {
+  uintptr_t addresses = 16;
+  for (const Tensor* tensor : tensors) addresses |= reinterpret_cast<uintptr_t>(tensor->const_data_ptr());
+  return static_cast<int64_t>(addresses & -addresses);
+}
+
+ScanPlan checked_plan(const ScanShape& s, bool backward, const Tensor& x, int64_t alignment) {
+  constexpr int64_t most = INT32_MAX;
+  STD_TORCH_CHECK(s.pixels() <= most && s.directions * 3 * s.channels <= most && s.pixels() / s.width <= most,
+                  "gspn: on CUDA a map has at most 2^31 - 1 pixels and 715,827,882 / K channels");
+  DeviceLimits device{};
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index()));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                        x.get_device_index()));
+  const ScanPlan plan = make_plan(s, backward, static_cast<int>(x.element_size()), alignment, device);
+  STD_TORCH_CHECK(plan.vector > 0, "gspn: lines of ", Extent(s).length,
+                  " positions do not fit this GPU's shared memory (", device.shared_per_block, " bytes)");
+  STD_TORCH_CHECK(plan.blocks <= most, "gspn: the scan needs more than 2^31 - 1 blocks; split the batch");
+  return plan;
+}
+
+Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vector<int64_t> directions,
+            int64_t segment, int64_t normalization) {
+  const ScanShape shape = checked_shape(x, lam, logits, directions, segment, normalization);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  Tensor h = torch::stable::empty_like(lam);
+  if (h.numel() == 0) return h;
+  const cudaStream_t stream = current_stream(x.get_device_index());
+  const ScanPlan plan = checked_plan(shape, false, x, common_alignment({&x, &lam, &logits, &h}));
+  with_element_type(x, [&](auto element) {
+    using T = decltype(element);
+    const ForwardPointers<T> tensors{
+        static_cast<const T*>(x.const_data_ptr()), static_cast<const T*>(lam.const_data_ptr()),
+        static_cast<const T*>(logits.const_data_ptr()), static_cast<T*>(h.mutable_data_ptr())};
+    launch_forward<T>(shape, plan, tensors, stream);
+  });
+  return h;
+}
+
+Tensor scratch(const Tensor& like, int64_t elements) {
+  return torch::stable::new_empty(like, {elements}, ScalarType::Float);
+}
+
+std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Tensor& x, const Tensor& lam,
+                                                 const Tensor& logits, const Tensor& h,
+                                                 std::vector<int64_t> directions, int64_t segment,
+                                                 int64_t normalization) {
+  const ScanShape shape = checked_shape(x, lam, logits, directions, segment, normalization);
+  check_like(grad_h, lam, "grad_h");
+  check_like(h, lam, "h");
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  Tensor dx = torch::stable::empty_like(x);
+  Tensor dlam = torch::stable::empty_like(lam);
+  Tensor dlogits = torch::stable::empty_like(logits);
+  if (x.numel() == 0) return {dx, dlam, dlogits};
+  const cudaStream_t stream = current_stream(x.get_device_index());
+  const int64_t alignment = common_alignment({&grad_h, &x, &lam, &logits, &h, &dx, &dlam, &dlogits});
+  const ScanPlan plan = checked_plan(shape, true, x, alignment);
+  const Tensor dx_parts = scratch(x, needs_dx_parts(shape, plan) ? shape.directions * x.numel() : 0);
+  const Tensor dlogits_parts = scratch(x, plan.parts > 1 ? logits.numel() * plan.parts : 0);
+  const auto floats = [](const Tensor& tensor) {
+    return tensor.numel() > 0 ? static_cast<float*>(tensor.mutable_data_ptr()) : nullptr;
+  };
+  with_element_type(x, [&](auto element) {
+    using T = decltype(element);
+    const auto in = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
+    const auto out = [](const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); };
+    const BackwardPointers<T> tensors{in(grad_h), in(x),     in(lam),       in(logits),       in(h),
+                                      out(dx),    out(dlam), out(dlogits),  floats(dx_parts), floats(dlogits_parts),
+                                      plan.group_lanes};
+    launch_backward<T>(shape, plan, tensors, stream);
+  });
+  return {dx, dlam, dlogits};
+}
+
+}  // namespace
+}  // namespace gspn
+
+STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
+  m.impl("scan", TORCH_BOX(&gspn::scan));
+  m.impl("scan_backward", TORCH_BOX(&gspn::scan_backward));
+}

@@ -1,0 +1,5 @@
+#include "scan_launch.cuh"
+
+namespace gspn {
+GSPN_DEFINE_LAUNCHES(bfloat16)
+}

@@ -1,0 +1,101 @@
+// From a plan to the kernel that carries it out. `launch(kernel, blocks, lanes, rows, shared_bytes, arguments...)`
+// starts it: on a GPU in scan_launch.cuh, on the host in tests/ops/emulation.
+#pragma once
+
+#include "scan_backward.cuh"
+#include "scan_forward.cuh"
+#include "scan_plan.h"
+#include "scan_reduce.cuh"
+
+namespace gspn {
+
+inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan) {
+  ScanParameters p{};
+  p.batch = s.batch;
+  p.pixels = static_cast<int>(s.pixels());
+  p.directions = static_cast<int>(s.directions);
+  p.channels = static_cast<int>(s.channels);
+  p.groups = static_cast<int>(s.groups);
+  const int64_t lines = Extent(s).lines;
+  p.period = static_cast<int>(s.segment > 0 ? std::min(s.segment, lines) : lines);
+  p.normalization = s.normalization;
+  p.run = plan.run;
+  p.tiled = plan.tiled;
+  for (int64_t k = 0; k < s.directions; k++) {
+    const LineWalk walk(s, s.codes[k]);
+    p.walks[k] = {static_cast<int>(walk.count), static_cast<int>(walk.length), static_cast<int>(walk.start),
+                  static_cast<int>(walk.line_stride), static_cast<int>(walk.position_stride)};
+  }
+  return p;
+}
+
+template <int V>
+struct VectorTag {
+  static constexpr int value = V;
+};
+
+// Calls `body` with the plan's vector as a compile-time constant, if an access of that width exists for T.
+template <typename T, int Widest, typename Body>
+void with_vector(int vector, Body&& body) {
+  if constexpr (Widest >= 8 && sizeof(T) * 8 <= 16)
+    if (vector == 8) return body(VectorTag<8>());
+  if (vector == 4) return body(VectorTag<4>());
+  body(VectorTag<1>());
+}
+
+template <typename T, bool Grouped, typename Launch>
+void forward_scan_of(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
+  with_vector<T, 8>(plan.vector, [&](auto vector) {
+    constexpr int V = decltype(vector)::value, depth = Grouped ? 2 : 1;
+    const auto kernel = plan.single() ? scan_forward_kernel<T, V, Grouped, true, depth>
+                                      : scan_forward_kernel<T, V, Grouped, false, depth>;
+    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan), tensors);
+  });
+}
+
+template <typename T, bool Grouped, typename Launch>
+void backward_scan_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
+  with_vector<T, Grouped ? 8 : 4>(plan.vector, [&](auto vector) {
+    constexpr int V = decltype(vector)::value;
+    const auto kernel =
+        plan.single() ? scan_backward_kernel<T, V, Grouped, true> : scan_backward_kernel<T, V, Grouped, false>;
+    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan), tensors);
+  });
+}
+
+template <typename T, typename Launch>
+void sum_parts(const float* parts, int64_t elements, int count, int64_t inner, int64_t outer, T* out, Launch& launch) {
+  const int vector = inner == 1 && elements % 4 == 0 ? 4 : 1;
+  const int64_t blocks = (elements / vector + 255) / 256;
+  const auto kernel = vector == 4 ? sum_parts_kernel<T, 4> : sum_parts_kernel<T, 1>;
+  launch(kernel, blocks, 256, 1, 0, parts, elements, count, inner, outer, out);
+}
+
+template <typename T, typename Launch>
+void forward_scan(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
+  if (grouped(s))
+    forward_scan_of<T, true>(s, plan, tensors, launch);
+  else
+    forward_scan_of<T, false>(s, plan, tensors, launch);
+}
+
+inline bool needs_dx_parts(const ScanShape& s, const ScanPlan& plan) { return s.directions > 1 && !plan.tiled; }
+
+template <typename T, typename Launch>
+void backward_scan(const ScanShape& s, const ScanPlan& plan, BackwardPointers<T> tensors, Launch& launch) {
+  tensors.group_lanes = plan.group_lanes;
+  if (grouped(s))
+    backward_scan_of<T, true>(s, plan, tensors, launch);
+  else
+    backward_scan_of<T, false>(s, plan, tensors, launch);
+  const int64_t pixels = s.batch * s.pixels();
+  if (tensors.dx_parts) {
+    const int64_t elements = pixels * s.channels;
+    sum_parts<T>(tensors.dx_parts, elements, static_cast<int>(s.directions), 1, elements, tensors.dx, launch);
+  }
+  if (tensors.dlogits_parts)
+    sum_parts<T>(tensors.dlogits_parts, pixels * s.directions * 3 * s.groups, plan.parts, plan.parts, 1,
+                 tensors.dlogits, launch);
+}
+
+}  // namespace gspn

@@ -1,0 +1,162 @@
+// h[t, n] = lam[t, n] x[t, n] + sum over d of w_d[t, n] h[t-1, n+d], all directions in one launch.
+#pragma once
+
+#include "scan_task.cuh"
+#include "scan_weights.cuh"
+
+namespace gspn {
+
+template <typename T>
+struct ForwardPointers {
+  const T *x, *lam, *logits;
+  T* h;
+};
+
+template <typename T, int V, bool Grouped>
+struct ForwardInputs {
+  Packed<T, V> x, lam;
+  Logits<T, V, Grouped> logits;
+};
+
+// The state of a thread's run of positions. One position (Single) lives in registers and shared memory only shows
+// it to the neighbours; longer runs live in shared memory. Slots: for each parity of the line the first and the last
+// of the run, then the run.
+template <int V, bool Single>
+struct ForwardState {
+  Slots<V> slots;
+  float before[V], here[V];  // of the previous line, at n - 1 and n
+
+  static __host__ __device__ constexpr int slot_count(int run) { return Single ? 2 : 4 + run; }
+
+  __device__ __forceinline__ int edge(int line, bool last) const {
+    return Single ? line & 1 : 2 * (line & 1) + static_cast<int>(last);
+  }
+
+  // Reads what is before the run and its first position; `line` is the line being computed.
+  __device__ __forceinline__ void begin_line(int line) {
+    clear(before);
+    if constexpr (!Single) clear(here);
+    if (line == 0) {
+      if constexpr (Single) clear(here);
+      return;
+    }
+    if (threadIdx.y > 0) slots.read(edge(line - 1, true), -1, before);
+    if constexpr (!Single) slots.read(4, 0, here);
+  }
+
+  __device__ __forceinline__ void read_after(int line, int place, int run, float (&after)[V]) const {
+    clear(after);
+    if (line == 0) return;
+    if (!Single && place + 1 < run) {
+      slots.read(4 + place + 1, 0, after);
+    } else if (threadIdx.y + 1 < blockDim.y) {
+      slots.read(edge(line - 1, false), 1, after);
+    }
+  }
+
+  // Takes the new state of this position and steps to the next one, whose old state is `after`.
+  __device__ __forceinline__ void update(int line, int place, int run, const float (&state)[V],
+                                         const float (&after)[V]) {
+    if (Single || place == 0) slots.write(edge(line, false), state);
+    if constexpr (Single) {
+#pragma unroll
+      for (int v = 0; v < V; v++) here[v] = state[v];
+    } else {
+      if (place + 1 == run) slots.write(edge(line, true), state);
+      slots.write(4 + place, state);
+#pragma unroll
+      for (int v = 0; v < V; v++) before[v] = here[v], here[v] = after[v];
+    }
+  }
+};
+
+template <typename T, int V, bool Grouped>
+__device__ __forceinline__ void propagate(const ForwardInputs<T, V, Grouped>& in, int n, int length,
+                                          int normalization, bool restart, const float (&before)[V],
+                                          const float (&here)[V], const float (&after)[V], float (&state)[V]) {
+  const float missing = missing_logit(normalization);
+  Weights weights;
+  float l[3];
+  if (Grouped && !restart) {
+    in.logits.get(0, n, length, missing, l);
+    normalize<false>(normalization, l, weights);
+  }
+#pragma unroll
+  for (int v = 0; v < V; v++) {
+    state[v] = to_float(in.lam.elements[v]) * to_float(in.x.elements[v]);
+    if (restart) continue;
+    if constexpr (!Grouped) {
+      in.logits.get(v, n, length, missing, l);
+      normalize<false>(normalization, l, weights);
+    }
+    state[v] += weights.w[0] * before[v] + weights.w[1] * here[v] + weights.w[2] * after[v];
+  }
+}
+
+// `Depth` items are in flight for each thread: the recurrence waits for memory, never memory for the recurrence.
+template <typename T, int V, bool Grouped, bool Single, int Depth>
+__global__ void __launch_bounds__(512) scan_forward_kernel(const __grid_constant__ ScanParameters p,
+                                                            const __grid_constant__ ForwardPointers<T> tensors) {
+  const int k = blockIdx.x % p.directions;
+  const Walk walk = p.walks[k];
+  const Task<V> task(p, walk.lines, blockIdx.x / p.directions);
+  const int run = Single ? 1 : p.run;
+  const int lines = min(p.period, walk.lines);
+  const int own_lines = task.exists ? min(lines, walk.lines - task.first_line) : 0;
+
+  const int64_t first_pixel = task.image * p.pixels;
+  const int lam_pixel = p.directions * p.channels;
+  const int logits_pixel = p.directions * 3 * p.groups;
+  const int group = task.channel / (p.channels / p.groups);
+  const T* x = tensors.x + first_pixel * p.channels + task.channel;
+  const int64_t lam_start = first_pixel * lam_pixel + k * p.channels + task.channel;
+  const T* lam = tensors.lam + lam_start;
+  const T* logits = tensors.logits + first_pixel * logits_pixel + k * 3 * p.groups + group;
+  T* h = tensors.h + lam_start;
+
+  using Inputs = ForwardInputs<T, V, Grouped>;
+  using Items = Cursor<Single, 1>;
+  const auto fetch = [&](const Items& item, Inputs& in) {
+    in = Inputs();
+    if (item.line >= own_lines || task.position + item.place >= walk.length) return;
+    load_shared_input<T, V>(in.x, x + static_cast<int64_t>(item.pixel) * p.channels);
+    load_once<T, V>(in.lam, lam + static_cast<int64_t>(item.pixel) * lam_pixel);
+    if (item.line > 0) in.logits.load(logits + static_cast<int64_t>(item.pixel) * logits_pixel, p.groups);
+  };
+
+  Items ahead(walk, task.first_line, task.position, 0), item = ahead;
+  Inputs ring[Depth];
+#pragma unroll
+  for (int i = 0; i < Depth; i++) {
+    fetch(ahead, ring[i]);
+    ahead.advance(walk, run);
+  }
+  ForwardState<V, Single> past;
+  while (item.line < lines) {
+#pragma unroll
+    for (int i = 0; i < Depth; i++) {
+      if (item.line >= lines) break;
+      const Inputs in = ring[i];
+      fetch(ahead, ring[i]);
+      ahead.advance(walk, run);
+
+      const int n = task.position + item.place;
+      float after[V], state[V];
+      if (item.place == 0) past.begin_line(item.line);
+      past.read_after(item.line, item.place, run, after);
+      propagate(in, n, walk.length, p.normalization, item.line == 0, past.before, past.here, after, state);
+      if (n >= walk.length) clear(state);
+      past.update(item.line, item.place, run, state, after);
+      if (item.line < own_lines && n < walk.length) {
+        Packed<T, V> rounded;
+#pragma unroll
+        for (int v = 0; v < V; v++) round_to(rounded.elements[v], state[v]);
+        store_packed<T, V>(h + static_cast<int64_t>(item.pixel) * lam_pixel, rounded);
+      }
+      if (item.place + 1 == run) __syncthreads();
+      item.advance(walk, run);
+    }
+  }
+}
+
+}  // namespace gspn

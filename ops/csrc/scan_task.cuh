@@ -1,0 +1,141 @@
+// Which part of the scan a CUDA thread does, and how it walks there.
+//
+// A block is (lanes, rows) threads. A lane is V neighbouring channels of one image, in one segment when the pass
+// restarts; the rows of a block share out the positions of a line, `run` positions each. So neighbouring threads
+// take neighbouring channels, every access is coalesced in every direction, and a step from line to line needs from
+// the other threads only the edges of their runs, through shared memory with one barrier.
+#pragma once
+
+#include "cuda_primitives.cuh"
+
+namespace gspn {
+
+// A direction's LineWalk, in the 32 bits that suffice for the pixels of one image.
+struct Walk {
+  int lines, length, start, line_stride, position_stride;
+};
+
+struct ScanParameters {
+  int64_t batch;
+  int pixels, directions, channels, groups;
+  int period;  // lines from restart to restart; at least every direction's lines when there are no restarts
+  int normalization;
+  int run;     // positions of a line in one thread
+  bool tiled;  // backward: a block does all directions and sums dx in shared memory
+  Walk walks[4];
+};
+
+template <int V>
+struct Task {
+  int64_t image;
+  int first_line, position, channel;
+  bool exists;
+
+  // Lanes count channels fastest, then segments, then images. A tiled block walks over all segments itself.
+  __device__ __forceinline__ Task(const ScanParameters& p, int lines, int64_t tile) {
+    const int vectors = p.channels / V;
+    const int segments = p.tiled ? 1 : (lines + p.period - 1) / p.period;
+    const int64_t lane = tile * blockDim.x + threadIdx.x;
+    const int64_t scan = lane / vectors;
+    channel = static_cast<int>(lane - scan * vectors) * V;
+    image = scan / segments;
+    first_line = static_cast<int>(scan - image * segments) * p.period;
+    position = threadIdx.y * p.run;
+    exists = image < p.batch;
+    if (!exists) image = 0;
+  }
+};
+
+// The items of a task in the order in which it meets them: the places of its run, line after line. `Step` is +1
+// from the first line on, -1 from the last line back.
+template <bool Single, int Step>
+struct Cursor {
+  int line, place, pixel;
+
+  __device__ __forceinline__ Cursor(const Walk& walk, int first_line, int position, int start_line)
+      : line(start_line),
+        place(0),
+        pixel(walk.start + (first_line + start_line) * walk.line_stride + position * walk.position_stride) {}
+
+  __device__ __forceinline__ void advance(const Walk& walk, int run) {
+    if (Single || ++place == run) {
+      place = 0;
+      line += Step;
+      pixel += Step * walk.line_stride - (Single ? 0 : (run - 1) * walk.position_stride);
+    } else {
+      pixel += walk.position_stride;
+    }
+  }
+};
+
+// Where a thread keeps float values for itself and its neighbours in shared memory: numbered slots of V floats,
+// laid out so that a warp's accesses of 16 (4 when V = 1) bytes a thread are contiguous.
+template <int V>
+struct Slots {
+  static constexpr int kWidth = V < 4 ? 1 : 4;
+  static constexpr int kPlanes = V / kWidth;
+  float* mine;
+  int plane;     // floats from plane to plane
+  int next_row;  // floats to the same lane in the next row
+
+  __device__ __forceinline__ Slots() {
+    plane = blockDim.x * blockDim.y * kWidth;
+    next_row = blockDim.x * kWidth;
+    mine = shared_memory() + (threadIdx.y * blockDim.x + threadIdx.x) * kWidth;
+  }
+
+  __device__ __forceinline__ float* at(int slot, int part) const { return mine + (slot * kPlanes + part) * plane; }
+
+  // `rows` is 0 for the thread's own slot, -1 or +1 for its neighbour's.
+  __device__ __forceinline__ void read(int slot, int rows, float (&values)[V]) const {
+#pragma unroll
+    for (int part = 0; part < kPlanes; part++) {
+      float some[kWidth];
+      read_shared<kWidth>(at(slot, part) + rows * next_row, some);
+#pragma unroll
+      for (int i = 0; i < kWidth; i++) values[part * kWidth + i] = some[i];
+    }
+  }
+
+  __device__ __forceinline__ void write(int slot, const float (&values)[V]) const {
+#pragma unroll
+    for (int part = 0; part < kPlanes; part++) {
+      float some[kWidth];
+#pragma unroll
+      for (int i = 0; i < kWidth; i++) some[i] = values[part * kWidth + i];
+      write_shared<kWidth>(at(slot, part), some);
+    }
+  }
+};
+
+template <int V>
+__device__ __forceinline__ void clear(float (&values)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; v++) values[v] = 0.f;
+}
+
+// The logits of one position: V of each neighbour, or one of each when the V channels share a group.
+template <typename T, int V, bool Grouped>
+struct Logits {
+  static constexpr int kCount = Grouped ? 1 : V;
+  Packed<T, kCount> raw[3];
+
+  __device__ __forceinline__ void load(const T* from, int groups) {
+#pragma unroll
+    for (int d = 0; d < 3; d++) {
+      if constexpr (Grouped)
+        load_shared_input<T, kCount>(raw[d], from + static_cast<int64_t>(d) * groups);
+      else
+        load_once<T, kCount>(raw[d], from + static_cast<int64_t>(d) * groups);
+    }
+  }
+
+  // Position n of a line of `length` positions has no neighbour before the first or after the last.
+  __device__ __forceinline__ void get(int i, int n, int length, float missing, float (&l)[3]) const {
+    l[0] = n > 0 ? to_float(raw[0].elements[i]) : missing;
+    l[1] = to_float(raw[1].elements[i]);
+    l[2] = n + 1 < length ? to_float(raw[2].elements[i]) : missing;
+  }
+};
+
+}  // namespace gspn
