@@ -52,7 +52,7 @@ class LatentAutoencoder:
     def moments(self, images: torch.Tensor) -> torch.Tensor:
         """The posterior of images (B, H, W, 3) uint8: (B, 2, C, h, w) float32 on the vae's device.
 
-        Index 0 of the second axis is the mean, 1 the log-variance within [-30, 20]; neither scaled nor shifted.
+        Index 0 of the second axis is the mean, 1 the log-variance in [-30, 20]; neither scaled nor shifted.
         """
         pixels = images.to(self.vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
         posterior = self.vae.encode(pixels).latent_dist
@@ -121,15 +121,15 @@ def load_vae(name: str) -> Any:
     except (OSError, HTTPError) as error:
         raise UserError(
             f"autoencoder '{name}' is no folder here, not in the hub's cache, and cannot be downloaded "
-            f"({first_line(error)}): give a local folder, or run `hf download {name}` where there is a network"
+            f"({first_line(error)}): give a local folder, or run `hf download {name}` with a network"
         ) from error
 
 
 def find_on_hub(name: str) -> str:
     """The folder of a hub model's files, downloaded unless cached.
 
-    One question is asked of the hub before any download: without a network this fails at once, where a download
-    would retry for half a minute.
+    One question is asked of the hub before any download: without a network it fails at once, a download only
+    after half a minute of retries.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -165,7 +165,7 @@ def load_files(folder: str, name: str) -> Any:
         )
     if vae.config.latents_mean is not None or vae.config.latents_std is not None:
         raise UserError(
-            f"autoencoder '{name}' normalises its latents per channel (latents_mean, latents_std), which is not "
+            f"autoencoder '{name}' normalises latents per channel (latents_mean, latents_std), which is not "
             "supported: take one with a scaling_factor"
         )
     return vae

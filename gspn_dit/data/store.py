@@ -1,0 +1,177 @@
+"""The writing side of a folder of latents: what it will hold, what is done, and how it is finished.
+
+While it is filled, chunks/ holds one file per finished chunk; `latents.py` describes the files that stay.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gspn_dit.autoencoder import LatentAutoencoder
+from gspn_dit.data.images import ImageFolder
+from gspn_dit.data.latents import Manifest, read_manifest
+from gspn_dit.errors import UserError
+from gspn_dit.files import replacing
+
+CHUNK = 256
+"""Images of a chunk; fixed, so that a run may be resumed with another number of processes."""
+
+DECISIVE = {
+    "image_size": "--image-size",
+    "weights_hash": "weights of the autoencoder",
+    "scale": "scale of the autoencoder",
+    "shift": "shift of the autoencoder",
+    "class_names": "classes",
+    "images_hash": "images",
+}
+"""What must agree for a folder to be continued, in words."""
+
+
+def describe(images: ImageFolder, autoencoder: LatentAutoencoder, size: int) -> Manifest:
+    """The manifest of a store that is yet to be filled."""
+    if size % autoencoder.factor:
+        raise UserError(f"image size {size}: the autoencoder needs a multiple of {autoencoder.factor}")
+    side = size // autoencoder.factor
+    paths = "\0".join(images.paths).encode("utf-8", "surrogateescape")
+    return Manifest(
+        autoencoder=autoencoder.name,
+        weights_hash=autoencoder.weights_hash,
+        scale=autoencoder.scale,
+        shift=autoencoder.shift,
+        image_size=size,
+        images=len(images.paths),
+        skipped=0,
+        latent_shape=(autoencoder.channels, side, side),
+        class_names=images.class_names,
+        images_hash=hashlib.sha256(paths).hexdigest(),
+        float16_error={},
+        complete=False,
+    )
+
+
+def chunks_of(images: int) -> list[range]:
+    """The rows of a store in chunks."""
+    return [range(start, min(start + CHUNK, images)) for start in range(0, images, CHUNK)]
+
+
+class LatentStore:
+    """A folder of latents that is being filled."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Nothing is written yet; raises `UserError` when the folder holds something else."""
+        self.folder = Path(folder)
+        self.chunks = self.folder / "chunks"
+        self.moments = self.folder / "moments.bin"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file: expected a new folder, or that of an earlier run")
+        names = os.listdir(self.folder) if self.folder.exists() else []
+        if "manifest.json" not in names and not all(name.startswith(".tmp-") for name in names):
+            raise UserError(f"{self.folder} is not empty and holds no latents: choose another folder")
+
+    def matching(self, wanted: Manifest) -> Manifest | None:
+        """The manifest of earlier work, None before any; `UserError` when its images or settings differ."""
+        if not (self.folder / "manifest.json").exists():
+            return None
+        earlier = read_manifest(self.folder)
+        for name in DECISIVE:
+            if getattr(earlier, name) != getattr(wanted, name):
+                raise UserError(
+                    f"{self.folder} holds latents with other {DECISIVE[name]}: choose another folder or remove it"
+                )
+        return earlier
+
+    def allocated_bytes(self) -> int:
+        """Bytes of moments.bin that are on the disk already; it is sparse."""
+        return self.moments.stat().st_blocks * 512 if self.moments.exists() else 0
+
+    def free_bytes(self) -> int:
+        """Free bytes on the disk that the folder is, or will be, on."""
+        existing = next(path for path in (self.folder, *self.folder.resolve().parents) if path.exists())
+        return shutil.disk_usage(existing).free
+
+    def begin(self, manifest: Manifest) -> None:
+        """Make the files, or take up those of an earlier run; safe to be killed in and called again."""
+        self.chunks.mkdir(parents=True, exist_ok=True)
+        for leftover in [*self.folder.glob(".tmp-*"), *self.chunks.glob(".tmp-*")]:
+            leftover.unlink()
+        if any(self.chunks.iterdir()) and (
+            not self.moments.exists() or self.moments.stat().st_size != manifest.moments_bytes
+        ):
+            raise UserError(f"{self.moments} was removed or cut since it was written: remove {self.folder}")
+        manifest.save(self.folder)
+        with open(self.moments, "ab") as file:
+            file.truncate(manifest.moments_bytes)
+
+    def entry(self, chunk: range) -> Path:
+        """The file that says that a chunk is done."""
+        return self.chunks / f"{chunk.start:09d}.json"
+
+    def unfinished(self, manifest: Manifest) -> list[range]:
+        """The chunks of rows that are not done."""
+        if manifest.complete:
+            return []
+        return [chunk for chunk in chunks_of(manifest.images) if not self.entry(chunk).exists()]
+
+    @contextmanager
+    def writer(self) -> Iterator["ChunkWriter"]:
+        """Open moments.bin for writing; a full disk becomes a `UserError`."""
+        try:
+            with open(self.moments, "r+b", buffering=0) as file:
+                yield ChunkWriter(self, file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"{self.folder}: disk full; make room and run the same command again") from error
+
+    def skipped(self, manifest: Manifest) -> dict[int, str]:
+        """Reasons by row, of all chunks."""
+        reasons: dict[int, str] = {}
+        for chunk in chunks_of(manifest.images):
+            entry = json.loads(self.entry(chunk).read_text(encoding="utf-8"))
+            reasons |= {int(row): reason for row, reason in entry.items()}
+        return reasons
+
+    def finish(self, manifest: Manifest, images: ImageFolder) -> None:
+        """Write labels and lists, mark the store complete and drop the journal."""
+        reasons = self.skipped(manifest)
+        labels = np.array(images.labels, dtype=np.int64)
+        labels[list(reasons)] = -1
+        with replacing(self.folder / "labels.npy") as file:
+            np.save(file, labels)
+        with replacing(self.folder / "images.json") as file:
+            file.write(json.dumps(images.paths, indent=0).encode())
+        with replacing(self.folder / "skipped.txt") as file:
+            lines = (f"{images.paths[row]}\t{reason}\n" for row, reason in reasons.items())
+            file.write("".join(lines).encode("utf-8", "surrogateescape"))
+        replace(manifest, skipped=len(reasons), complete=True).save(self.folder)
+        shutil.rmtree(self.chunks)
+
+
+class ChunkWriter:
+    """Writes moments in place and notes finished chunks."""
+
+    def __init__(self, store: LatentStore, descriptor: int) -> None:
+        self.store = store
+        self.descriptor = descriptor
+
+    def write(self, row: int, moments: np.ndarray) -> None:
+        """Write moments (rows, 2, 2, C, h, w) float16 from `row` on."""
+        data = memoryview(moments).cast("B")
+        offset = row * moments[0].nbytes
+        while data:
+            written = os.pwrite(self.descriptor, data, offset)
+            data, offset = data[written:], offset + written
+
+    def finish_chunk(self, chunk: range, skipped: dict[int, str]) -> None:
+        """Note that a chunk is done, once its moments are safe on the disk."""
+        os.fdatasync(self.descriptor)
+        with replacing(self.store.entry(chunk)) as file:
+            file.write(json.dumps(skipped).encode())
