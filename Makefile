@@ -1,0 +1,61 @@
+# Everything a fresh machine needs comes with the first target: Python >= 3.11, gcc/g++ and make suffice.
+#   make train          set up, build the scan, train the demo (or CONFIG=...), sample and score
+#   make test           set up and run the tests
+# Settings: CUDA=0 leaves out the CUDA compiler; PYTHON names the Python that makes .venv.
+PYTHON ?= python3
+CUDA ?= 1
+CONFIG ?= configs/demo.yaml
+RUN ?= runs/demo
+ARGS ?=
+PY := .venv/bin/python
+# `make gpu-check PYTHON=python3` runs where that Python has torch already: no .venv, no network.
+LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --num_processes $(NPROC),$(PY))
+
+.PHONY: setup build train compare sample eval leaderboard golden-eval test test-all gpu-check bench lint format
+
+setup:
+	@$(PYTHON) setup_env.py --cuda $(CUDA)
+	@$(PY) ops/build.py --cuda $(if $(filter 0,$(CUDA)),off,auto)
+
+build: setup
+
+train: setup
+	$(LAUNCH) train.py $(CONFIG) $(if $(DATA),data.path=$(DATA)) $(ARGS)
+
+compare: setup
+	$(PY) train.py configs/demo.yaml $(ARGS)
+	$(PY) train.py configs/demo_dit.yaml $(ARGS)
+	$(PY) eval_fid.py --compare runs/demo runs/demo_dit
+
+sample: setup
+	$(PY) sample.py $(RUN) $(ARGS)
+
+eval: setup
+	$(PY) eval_fid.py $(RUN) $(ARGS)
+
+leaderboard: setup
+	$(PY) eval_fid.py --leaderboard
+
+# GOLDEN holds ADM's public sample batch and reference, and Inception's weights.
+golden-eval: setup
+	$(PY) eval_fid.py --golden $(or $(GOLDEN),data/golden)
+
+test: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(or $(JOBS),2) -m "not slow" $(ARGS)
+
+test-all: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(or $(JOBS),2) $(ARGS)
+
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
+
+bench: setup
+	$(PY) benchmarks/bench_cpu.py $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .

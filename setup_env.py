@@ -1,0 +1,127 @@
+"""Make .venv with pinned packages and the CUDA compiler: `make setup`. Needs Python >= 3.11 and nothing else.
+
+Idempotent: a stamp, written last, holds what was installed; without it, or when it differs, the installation is done
+again (pip skips what is there). A virtual environment that an interruption left broken is made anew.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "installed"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+CUDA_COMPILER = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
+
+# Gigabytes to download and on the disk, rounded up from a measured installation (Linux, x86-64).
+SIZES = {"torch with CUDA": (2.9, 6.1), "the CUDA compiler": (0.2, 0.6), "torch for the CPU": (0.7, 2.2)}
+
+
+def main() -> int:
+    """Install what is missing; exit status 1 with one line when it cannot be done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cuda", choices=("0", "1"), default="1", help="0: no CUDA compiler, CPU wheels of torch")
+    cuda = parser.parse_args().cuda == "1"
+    if sys.version_info < (3, 11):
+        return fail(f"Python {sys.version.split()[0]} is too old: install Python 3.11 or newer")
+    wanted = fingerprint(cuda)
+    if STAMP.exists() and satisfied(STAMP.read_text(), wanted):
+        return 0
+    cpu_wheels = not cuda and reachable(CPU_WHEELS)
+    if not room_for(["torch for the CPU"] if cpu_wheels else ["torch with CUDA", *["the CUDA compiler"] * cuda]):
+        return 1
+    try:
+        make_venv()
+        STAMP.unlink(missing_ok=True)
+        install(cpu_wheels)
+        if cuda:
+            install_cuda_compiler()
+    except subprocess.CalledProcessError as error:
+        return fail(f"{' '.join(map(str, error.cmd[:4]))} ... failed: see above; `make setup` takes up where it stopped")
+    STAMP.write_text(wanted)
+    return 0
+
+
+def fail(message: str) -> int:
+    """Say what is wrong in one line."""
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def fingerprint(cuda: bool) -> str:
+    """Return what decides an installation."""
+    pins = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+    return f"{pins} cuda={int(cuda)}\n"
+
+
+def satisfied(installed: str, wanted: str) -> bool:
+    """Whether the installation serves: one with the CUDA compiler serves those who do not ask for it."""
+    return installed in (wanted, wanted.replace("cuda=0", "cuda=1"))
+
+
+def reachable(index: str) -> bool:
+    """Whether an index answers: some networks let only PyPI through."""
+    try:
+        with urllib.request.urlopen(f"{index}/torch/", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        print(f"{index} does not answer: taking PyPI's torch, which is built with CUDA")
+        return False
+
+
+def room_for(parts: list[str]) -> bool:
+    """Tell the download's size and the free disk; whether there is room."""
+    download, disk = (sum(SIZES[part][i] for part in parts) for i in (0, 1))
+    free = shutil.disk_usage(ROOT).free / 1e9
+    print(f"installing {' and '.join(parts)} into {VENV.relative_to(ROOT)}: up to {download:.1f} GB to download, ", end="")
+    print(f"{disk:.1f} GB on the disk ({free:.0f} GB free)", flush=True)
+    if free < disk + 1 and not STAMP.exists() and not (VENV / "lib").exists():
+        fail(f"{free:.1f} GB free is too little: {disk + 1:.0f} GB are needed; `make setup CUDA=0` may need less")
+        return False
+    return True
+
+
+def make_venv() -> None:
+    """Make the virtual environment, anew when its Python or its pip does not run."""
+    check = [str(VENV / "bin" / "python"), "-m", "pip", "--version"]
+    if VENV.exists() and Path(check[0]).exists():
+        if subprocess.run(check, capture_output=True).returncode == 0:
+            return
+        shutil.rmtree(VENV)
+    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+
+
+def pip_install(*arguments: str) -> None:
+    """Run pip in the virtual environment; its byte code is compiled on first use, which saves a minute."""
+    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-compile", "--disable-pip-version-check"]
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    subprocess.run([*command, *quiet, *arguments], check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"})
+
+
+def install(cpu_wheels: bool) -> None:
+    """Install the pinned packages."""
+    if cpu_wheels:
+        pins = (ROOT / "requirements.txt").read_text().splitlines()
+        pip_install("--index-url", CPU_WHEELS, *(pin for pin in pins if pin.startswith(("torch==", "torchvision=="))))
+    pip_install("-r", str(ROOT / "requirements.txt"))
+
+
+def install_cuda_compiler() -> None:
+    """Install the CUDA compiler of torch's own minor version; torch pins the toolkit's parts, so ask it which."""
+    query = "from importlib.metadata import version as v; print(v('cuda-toolkit'))"
+    result = subprocess.run([str(VENV / "bin" / "python"), "-c", query], capture_output=True, text=True)
+    if result.returncode:
+        print("this torch is built without CUDA (or for another platform): the scan is built for the CPU alone")
+        return
+    pip_install(f"{CUDA_COMPILER}=={result.stdout.strip()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
