@@ -56,7 +56,7 @@ class DDPM:
     ) -> dict[str, torch.Tensor]:
         """Hybrid loss of each image: arXiv 2102.09672, eq. 16, L_simple + 0.001 L_vlb.
 
-        L_vlb sums T terms of which t draws one, so that term (`vb`, in bits per dimension) counts T times: its
+        L_vlb sums T terms of which t draws one: that term (`vb`, in bits per dimension) counts T times, its
         weight is 0.001 T = 1. Through it only the variance learns: the predicted noise is detached.
 
         Args:

@@ -1,0 +1,122 @@
+"""The mixers: the line scan against its formula, and what each lets a token see."""
+
+import pytest
+import torch
+
+from gspn_dit.models.mixers import DIRECTIONS, DepthwiseConv, LineScan, SelfAttention, create_mixer
+from gspn_dit.models.settings import resolve_settings
+from ops import gspn_scan_reference
+
+
+def settings_of(name="GSPN-DiT-S/4", **overrides):
+    return resolve_settings(name, width=16, depth=2, input_size=32, **overrides)
+
+
+def line_scan(segment=0, **overrides):
+    torch.manual_seed(0)
+    scan = LineScan(settings_of(bottleneck=4, **overrides), segment)
+    for parameter in scan.parameters():
+        parameter.data = torch.randn_like(parameter)
+    return scan.double()
+
+
+def tokens(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("groups", [1, 4, 16])
+@pytest.mark.parametrize("merge", ["scalar", "channel", "linear"])
+def test_line_scan_follows_its_formula(merge, groups, skip):
+    scan = line_scan(merge=merge, groups=groups, direction_skip=skip)
+    x = tokens(2, 5, 6, 16)
+    z = x @ scan.bottleneck.weight.T
+    lam, u = ((z @ p.weight.T).reshape(2, 5, 6, 4, 16) for p in (scan.to_lam, scan.to_u))
+    logits = (z @ scan.to_logits.weight.T).reshape(2, 5, 6, 4, 3, groups)
+    maps = u * gspn_scan_reference(x, lam, logits)
+    if skip:
+        maps = maps + (z @ scan.to_skip.weight.T).reshape(2, 5, 6, 4, 16) * x[:, :, :, None]
+    if merge == "linear":
+        expected = maps.reshape(2, 5, 6, 64) @ scan.merge_linear.weight.T
+    else:
+        expected = sum(scan.merge_weight[k] * maps[:, :, :, k] for k in range(4))
+    torch.testing.assert_close(scan(x), expected)
+
+
+def influence(mixer, size=8):
+    """Which tokens (H, W) of the output move when the token at (0, 0) of the input does."""
+    x = tokens(1, size, size, 16).requires_grad_()
+    moved = x.detach().clone()
+    moved[0, 0, 0] += 1
+    return (mixer(moved) - mixer(x)).abs().sum(-1)[0] > 0
+
+
+def test_a_global_scan_reaches_every_token_and_a_local_one_its_segment():
+    assert influence(line_scan(segment=0)).all()
+    near = torch.zeros(8, 8, dtype=torch.bool)
+    near[:2, 0] = near[0, :2] = near[1, 1] = True
+    assert torch.equal(influence(line_scan(segment=2)), near)
+
+
+def test_identity_scan_moves_nothing_between_tokens():
+    alone = torch.zeros(8, 8, dtype=torch.bool)
+    alone[0, 0] = True
+    assert torch.equal(influence(line_scan(scan="identity")), alone)
+
+
+def test_directions_meet_in_image_coordinates():
+    """A mirrored image through a scan with right and left exchanged is the mirrored result."""
+    scan, mirrored = line_scan(), line_scan()
+    exchange = [DIRECTIONS.index(name) for name in ("left", "right", "down", "up")]
+    for projection, parts in ((mirrored.to_lam, 1), (mirrored.to_u, 1), (mirrored.to_logits, 3)):
+        rows = projection.weight.data.unflatten(0, (4, parts, -1))[exchange]
+        if parts == 3:  # rows run across the mirror: their neighbours -1 and +1 change places
+            rows[2:] = rows[2:].flip(1)
+        projection.weight.data = rows.flatten(0, 2)
+    mirrored.merge_weight.data = mirrored.merge_weight.data[exchange]
+    x = tokens(2, 5, 6, 16)
+    torch.testing.assert_close(mirrored(x.flip(2)), scan(x).flip(2))
+    assert not torch.allclose(scan(x.flip(2)), scan(x).flip(2))
+
+
+def test_attention_is_softmax_attention():
+    torch.manual_seed(0)
+    attention = SelfAttention(16, heads=2).double()
+    x = tokens(2, 3, 4, 16)
+    q, k, v = attention.to_qkv(x).reshape(2, 12, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.mT / 8**0.5).softmax(-1)
+    expected = (weights @ v).transpose(1, 2).reshape(2, 3, 4, 16)
+    torch.testing.assert_close(attention(x), expected)
+
+
+def fresh_mixer(**overrides):
+    torch.manual_seed(0)
+    settings = resolve_settings("GSPN-DiT-S/4", width=64, depth=2, **overrides)
+    mixer = create_mixer(settings, settings.segment_of(0))
+    for module in mixer.modules():
+        if hasattr(module, "initialize_weights"):
+            module.initialize_weights()
+    return mixer
+
+
+@pytest.mark.parametrize("mixer", ["gspn", "attention", "conv_attention"])
+def test_every_mixer_keeps_shape_and_layout(mixer):
+    out = fresh_mixer(mixer=mixer)(torch.randn(2, 8, 6, 64))
+    assert out.shape == (2, 8, 6, 64)
+    assert out.is_contiguous()
+
+
+@pytest.mark.parametrize("merge", ["scalar", "channel", "linear"])
+def test_a_fresh_gspn_module_neither_shrinks_nor_blows_up_its_input(merge):
+    out = fresh_mixer(merge=merge, direction_skip=True)(torch.randn(4, 16, 16, 64))
+    assert 0.2 < out.std() < 20
+
+
+def test_depthwise_convolution_sees_each_channel_alone_and_copies_nothing():
+    conv = DepthwiseConv(16, kernel_size=3, bias=True)
+    x = torch.randn(2, 5, 6, 16)
+    moved = x.clone()
+    moved[..., 3] += 1
+    changed = (conv(moved) - conv(x)).abs().amax((0, 1, 2)) > 0
+    assert changed.nonzero().flatten().tolist() == [3]
+    assert conv(x).is_contiguous()

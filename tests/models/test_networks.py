@@ -1,0 +1,166 @@
+"""The networks: shapes, initial state, training through them, memory and compilation."""
+
+import pytest
+import torch
+
+from gspn_dit.models import create_model
+from gspn_dit.models.networks import DiTBlock, GSPNBlock
+
+FAMILIES = ("GSPN-S/4", "GSPN-DiT-S/4", "DiT-S/4")
+TINY = {"input_size": 16, "in_channels": 3, "num_classes": 5, "width": 32, "depth": 2}
+
+
+def build(name, **overrides):
+    """A tiny model away from its initial state, where zero-initialised layers would hide the others."""
+    torch.manual_seed(0)
+    model = create_model(name, **{**TINY, **overrides})
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def batch(size=16):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, size, size, generator=generator)
+    return x, torch.tensor([3.0, 700.0]), torch.tensor([0, 5])
+
+
+def blocks(model):
+    return [module for module in model.modules() if isinstance(module, DiTBlock | GSPNBlock)]
+
+
+@pytest.mark.parametrize("position", ["none", "sincos", "learned"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_learns(name, position):
+    model = build(name, position=position)
+    out = model(*batch())
+    assert out.shape == (2, 6, 16, 16)
+    out.square().mean().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_fresh_model_is_zero_and_its_blocks_are_the_identity(name):
+    model = create_model(name, **TINY, learn_sigma=False)
+    seen = []
+    for block in blocks(model):
+        block.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
+    assert torch.equal(model(*batch()), torch.zeros(2, 3, 16, 16))
+    assert len(seen) == model.settings.block_count
+    for x, out in seen:
+        assert x.abs().max() > 0
+        assert torch.equal(x, out)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_time_label_and_place_matter(name):
+    model = build(name)
+    x, t, y = batch()
+    out = model(x, t, y)
+    assert not torch.allclose(out, model(x, t + 50, y))
+    assert not torch.allclose(out, model(x, t, y.flip(0)))
+    assert not torch.allclose(out, model(x.roll(4, dims=3), t, y).roll(-4, dims=3))
+
+
+def test_flow_time_reaches_the_embedding_at_the_scale_of_ddpm_time():
+    flow, ddpm = (build("DiT-S/4", learn_sigma=learned).embed_time for learned in (False, True))
+    flow.load_state_dict(ddpm.state_dict())
+    torch.testing.assert_close(flow(torch.tensor([0.25])), ddpm(torch.tensor([250.0])))
+
+
+def test_without_positional_embedding_any_grid_fits():
+    model = build("GSPN-DiT-S/4")
+    x, t, y = batch(24)
+    assert model(x, t, y).shape == (2, 6, 24, 24)
+
+
+@pytest.mark.parametrize(
+    ("position", "shape", "expected"),
+    [
+        ("none", (2, 4, 16, 16), r"x has shape \(2, 4, 16, 16\); expected \(B, 3, H, W\)"),
+        ("none", (2, 3, 16, 18), r"expected \(B, 3, H, W\) with H and W multiples of 4"),
+        ("sincos", (2, 3, 24, 24), r"x has shape \(2, 3, 24, 24\); expected \(B, 3, 16, 16\)"),
+    ],
+)
+def test_wrong_input_is_named(position, shape, expected):
+    with pytest.raises(ValueError, match=expected):
+        build("GSPN-DiT-S/4", position=position)(torch.zeros(shape), torch.zeros(2), torch.zeros(2).long())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_activation_checkpointing_changes_no_gradient(name):
+    plain, saving = build(name), build(name, checkpoint_activations=True)
+    calls = count_mixer_calls(saving)
+    for model in (plain, saving):
+        model(*batch()).square().mean().backward()
+    assert calls[0] == 2 * saving.settings.block_count
+    for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), key
+
+
+def count_mixer_calls(model):
+    calls = [0]
+
+    def count(*_):
+        calls[0] += 1
+
+    for block in blocks(model):
+        block.mixer.register_forward_pre_hook(count)
+    return calls
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_autocast_keeps_the_residual_stream_in_float32(name):
+    model = build(name)
+    seen = []
+    for block in blocks(model):
+        block.register_forward_hook(lambda _, inputs, out: seen.extend((inputs[0].dtype, out.dtype)))
+    exact = model(*batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(*batch())
+    assert set(seen) == {torch.float32}
+    assert 0 < (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    rounded.float().square().mean().backward()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_from_meta_is_completed_by_its_initialisation(name):
+    with torch.device("meta"):
+        model = create_model(name, **TINY, position="sincos")
+    model.to_empty(device="cpu")
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor.data.fill_(torch.nan)
+    model.embed_position.table.fill_(torch.nan)
+    direct = create_model(name, **TINY, position="sincos")
+    for built in (model, direct):
+        torch.manual_seed(0)
+        built.initialize_weights()
+    assert torch.equal(model.embed_position.table, direct.embed_position.table)
+    for key, value in direct.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_sincos_positions_tell_every_place_apart():
+    table = build("DiT-S/4").embed_position.table.flatten(0, 1)  # (N, C)
+    distance = torch.cdist(table, table) + 10 * torch.eye(len(table))
+    assert distance.min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        *((name, "aot_eager") for name in FAMILIES),
+        *(pytest.param(name, "inductor", marks=pytest.mark.slow) for name in FAMILIES),
+    ],
+)
+def test_compiles_to_one_graph(name, backend):
+    model = build(name, width=16)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    expected, actual = model(*batch()), compiled(*batch())
+    torch.testing.assert_close(actual, expected)
+    gradients = []
+    for out in (expected, actual):
+        gradients.append(torch.autograd.grad(out.square().mean(), list(model.parameters())))
+    torch.testing.assert_close(gradients[1], gradients[0])
