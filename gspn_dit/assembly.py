@@ -1,6 +1,7 @@
 """The parts of a run, made from its config; whatever does not fit together is a `UserError`."""
 
 import dataclasses
+import warnings
 
 import torch
 from accelerate import Accelerator
@@ -56,7 +57,10 @@ def build_diffusion(config: Config) -> Diffusion:
 
 def create_accelerator(config: TrainConfig) -> Accelerator:
     """Device and processes as the launcher says; the precision as the config says, not the launcher."""
+    # DDP takes the stride of an axis of length one (a depthwise kernel's) for a difference in layout.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else accelerate leaves CPU processes unconnected
         mixed_precision="no" if config.precision == "fp32" else "bf16",
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)

@@ -123,7 +123,7 @@ def save_checkpoint(
 ) -> str | None:
     """Write a checkpoint for `state["step"]`; return what went wrong, None when all went well.
 
-    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (a full disk)
+    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (full disk)
     leaves no trace and raises nothing, so that the processes stay together.
     """
     folder = Path(run_dir) / "checkpoints" / checkpoint_name(state["step"])
@@ -264,7 +264,7 @@ def load_model(
     """The trained model of a run or checkpoint folder, in eval mode, with its config.
 
     The third result holds step, images_seen, ema (whether these are the averaged weights), path (of the
-    checkpoint) and hash (SHA-256 of the weights' file). Raises `UserError` when `path` is neither, or damaged.
+    checkpoint) and hash (SHA-256 of the weights' file). Raises `UserError` if `path` is neither, or damaged.
     """
     from gspn_dit.models import create_model
 

@@ -1,10 +1,13 @@
 """Writing files so that a kill or a full disk never leaves half of one under its final name."""
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from gspn_dit.errors import UserError
 
 
 @contextlib.contextmanager
@@ -36,3 +39,17 @@ def sync_file(path: Path) -> None:
     """Make a file's contents last through a power cut."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, until the context or the process ends; `UserError` if another one has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder} is in use by another process: wait for it, or choose another"
+            ) from error
+        yield

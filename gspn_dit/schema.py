@@ -24,7 +24,7 @@ NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a st
 def build(cls: type[T], mapping: Any, prefix: str = "") -> T:
     """Make the dataclass `cls` from a YAML mapping; `prefix` is the dotted path to its keys, for messages.
 
-    Raises `UserError` for an unknown key (naming the nearest valid one), a missing key, or a value of a wrong type.
+    Raises `UserError` for an unknown key (naming the nearest valid one), a missing key, or a wrong type.
     """
     if not isinstance(mapping, dict):
         raise UserError(f"{prefix.rstrip('.') or 'the config'}: expected a mapping of keys, got {mapping!r}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -37,6 +38,7 @@ from gspn_dit.data import create_dataset
 from gspn_dit.data.batches import Batch, Batches
 from gspn_dit.ema import EMA
 from gspn_dit.errors import UserError
+from gspn_dit.files import claimed
 from gspn_dit.metrics import MetricsLog
 from gspn_dit.results import finish_run, save_samples
 from gspn_dit.resume import check_same_data, check_same_run, describe_dataset
@@ -59,15 +61,15 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 class Trainer:
     """One run, from its newest checkpoint to `train.steps`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.main = accelerator.is_main_process
         self.run_dir = Path(config.run_dir)
         self.diffusion = build_diffusion(config)
         self.dataset = create_dataset(config.data)
         self.config = config = fit_to_data(config, self.dataset)
         model = build_model(config, self.dataset, self.diffusion.learn_sigma)
         self.model_settings = model.config
-        self.accelerator = create_accelerator(config.train)
-        self.main = self.accelerator.is_main_process
         self.prepare(model)
         self.batches = self.create_batches()
         self.step = 0
@@ -131,20 +133,17 @@ class Trainer:
 
     def run(self) -> int:
         """Train to the last step, then make the run's results; the exit status."""
-        train = self.config.train
         if self.main:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.run_dir / "config.yaml")
         self.describe()
-        fresh = self.step < train.steps
+        fresh = self.step < self.config.train.steps
         stopped = fresh and self.train()
         if stopped:
             self.report(f"stopped by SIGTERM at step {self.step}; the same command continues")
-            return STOPPED
-        if self.main:
+        elif self.main:
             finish_run(self.config, self.accelerator.device, fresh, self.report)
         self.accelerator.wait_for_everyone()
-        return 0
+        return STOPPED if stopped else 0
 
     def train(self) -> bool:
         """All steps that are left; whether SIGTERM cut them short."""
@@ -350,4 +349,9 @@ def sigterm_flag() -> Iterator[Flag]:
 
 def train(config: Config) -> int:
     """Train as `config` says, continuing the run in its folder if there is one; the exit status."""
-    return Trainer(config).run()
+    with contextlib.ExitStack() as stack:
+        accelerator = create_accelerator(config.train)
+        stack.callback(accelerator.end_training)
+        if accelerator.is_main_process:
+            stack.enter_context(claimed(Path(config.run_dir)))
+        return Trainer(config, accelerator).run()

@@ -1,7 +1,7 @@
 """The order of training: a keyed permutation for every epoch.
 
-Which image comes when depends on the seed and the image's number in training alone: a resumed run, or one with
-another number of processes, sees the same images.
+Which image comes when depends on the seed and the image's number in training alone: a resumed run, or one
+with another number of processes, sees the same images.
 """
 
 import numpy as np
