@@ -1,0 +1,28 @@
+"""Where results that follow from their inputs alone are kept: $GSPN_DIT_CACHE, or ~/.cache/gspn-dit."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The cache folder, made if need be."""
+    folder = Path(os.environ.get("GSPN_DIT_CACHE") or Path.home() / ".cache" / "gspn-dit")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def content_key(parts: Iterable[bytes]) -> str:
+    """SHA-256 over byte strings, each preceded by its length, so that no two lists of parts read alike."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's contents."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,111 @@
+"""Images from a trained model: batches, grids, and the npz files that the field scores."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from gspn_dit.autoencoder import Autoencoder
+from gspn_dit.config import Config
+from gspn_dit.diffusion import create_diffusion, keyed_noise, sample
+from gspn_dit.files import replacing
+from gspn_dit.random import LABELS, generator
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+GRID_BORDER = 2
+"""Black pixels between the images of a grid."""
+
+
+def keyed_labels(indices: torch.Tensor, num_classes: int, *, seed: int, balanced: bool) -> torch.Tensor:
+    """Labels of images by index, (n,) int64: each depends on (seed, index) alone.
+
+    Balanced labels go round the classes; random ones are uniform and independent, as the published numbers have them.
+    """
+    if balanced:
+        return indices % num_classes
+    draws = [torch.randint(num_classes, (), generator=generator(LABELS, seed, int(i))) for i in indices]
+    return torch.stack(draws) if draws else torch.empty(0, dtype=torch.int64)
+
+
+def generate(
+    model: nn.Module,
+    config: Config,
+    autoencoder: Autoencoder,
+    labels: torch.Tensor,
+    indices: torch.Tensor,
+    *,
+    seed: int,
+    sampler: str,
+    steps: int,
+    cfg_scale: float,
+    cfg_interval: tuple[float, float] | None = None,
+    batch_size: int,
+    device: torch.device | str,
+    progress: bool = True,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Sample images batch by batch; image i depends on (seed, i) and its label alone, beyond rounding.
+
+    Args:
+        model: from `create_model`, on `device`, in eval mode.
+        config: the run that the model is of: it gives the objective.
+        autoencoder: decodes the latents.
+        labels: (n,) int64, `model.num_classes` for none.
+        indices: (n,) int64, the number of each image: the key of its noise.
+        seed, sampler, steps, cfg_scale, cfg_interval: see `gspn_dit.diffusion.sample`.
+        batch_size: images sampled at once: decides memory and speed, not results.
+        device: where the model is.
+        progress: show a bar on stderr.
+
+    Yields:
+        (b,) int64 indices and their images (b, H, W, 3) uint8, on the CPU, in the order asked for.
+
+    Raises:
+        ValueError: a bad sampler, steps, cfg_scale or cfg_interval, or a label out of range.
+    """
+    check_labels(labels, model.num_classes)
+    diffusion = create_diffusion(**{key: value for key, value in vars(config.diffusion).items() if value is not None})
+    shape = (model.in_channels, model.input_size, model.input_size)
+    batches = zip(labels.split(batch_size), indices.split(batch_size), strict=True)
+    with tqdm(total=len(labels), desc="sampling", unit=" images", bar_format=BAR, disable=not progress) as bar:
+        for y, numbers in batches:
+            latents = sample(
+                model,
+                diffusion,
+                y.to(device),
+                keyed_noise(seed, numbers, shape),
+                sampler=sampler,
+                steps=steps,
+                cfg_scale=cfg_scale,
+                cfg_interval=cfg_interval,
+                progress=lambda share=len(y) / steps: bar.update(share),
+            )  # (b, C, h, w)
+            yield numbers, autoencoder.decode(latents)  # (b, H, W, 3)
+
+
+def check_labels(labels: torch.Tensor, num_classes: int) -> None:
+    """Raise ValueError for a label that the model does not have."""
+    wrong = labels[(labels < 0) | (labels > num_classes)]
+    if len(wrong):
+        raise ValueError(f"labels holds {int(wrong[0])}; expected 0 to {num_classes - 1}, or {num_classes} for no class")
+
+
+def save_grid(images: torch.Tensor | np.ndarray, rows: int, path: str | Path) -> None:
+    """Write images (rows * columns, H, W, 3) uint8 as one PNG, row after row; a row is a class."""
+    from PIL import Image
+
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"images: expected (n, H, W, 3) uint8, got {images.shape} {images.dtype}")
+    if rows < 1 or len(images) == 0 or len(images) % rows:
+        raise ValueError(f"rows is {rows}; expected a divisor of the {len(images)} images")
+    columns = len(images) // rows
+    height, width = (length + GRID_BORDER for length in images.shape[1:3])
+    canvas = np.zeros((rows * height + GRID_BORDER, columns * width + GRID_BORDER, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * height + GRID_BORDER, i % columns * width + GRID_BORDER
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    with replacing(path) as file:
+        Image.fromarray(canvas).save(file, format="PNG")
