@@ -86,7 +86,7 @@ def test_ddpm_noises_by_the_closed_form():
 
 
 def test_vb_of_a_perfect_model():
-    """Its reverse steps are the posteriors: every term is 0 but the decoder's, the mass of the central bin."""
+    """Its reverse steps are the posteriors: every term is 0 but that of the central bin."""
     x0, noise = data(4)
     t = torch.tensor([0.0, 1.0, 500.0, 999.0])
     losses = DDPM.losses(returning(noise, torch.tensor(-1.0)), x0, t, torch.zeros(4).long(), noise)

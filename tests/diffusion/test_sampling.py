@@ -18,8 +18,8 @@ SHAPE = (2, 8, 8)
 class GaussianDenoiser:
     """The exact model of data that is N(MEANS[y], DEVIATION^2) in every pixel.
 
-    For ddpm it also predicts the exact variance of a reverse step among `steps`, so that ancestral sampling is
-    exact for any number of them.
+    For ddpm it also predicts the exact variance of each reverse step of `steps`, so that ancestral sampling
+    is exact for any number of them.
     """
 
     num_classes = 2
