@@ -111,13 +111,13 @@ def compile_commands(cuda_home: Path | None) -> dict[str, list[str]]:
     cxx = shlex.split(os.environ.get("CXX", "g++"))
     if not shutil.which(cxx[0]):
         raise BuildError(f"{cxx[0]} is not installed: install a C++17 compiler (Debian: apt-get install g++)")
-    common = ["-std=c++17", "-O3", f"-DTORCH_TARGET_VERSION={STABLE_ABI}", f"-isystem{include}"]
+    common = ["-std=c++17", "-O3", f"-DTORCH_TARGET_VERSION={STABLE_ABI}", "-isystem", str(include)]
     host = [*cxx, *common, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     commands = {}
     if cuda_home:
         architectures = architecture_flags(os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES)
         nvcc = [str(cuda_home / "bin" / "nvcc"), "-ccbin", cxx[0], *common, *architectures, "-DUSE_CUDA"]
-        nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", f"-isystem{cuda_home / 'include'}"]
+        nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-isystem", str(cuda_home / "include")]
         for source in sorted(SOURCES.glob("*.cu")):
             commands[source.stem + ".cu.o"] = [*nvcc, "-c", str(source)]
     kernel = SOURCES / "scan_cpu_kernel.cpp"

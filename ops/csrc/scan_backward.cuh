@@ -236,10 +236,13 @@ struct Backward {
 #pragma unroll
     for (int i = 0; i < 3; i++) {
       const int64_t element = at + static_cast<int64_t>(i) * p.groups;
-      if (Grouped && tensors.dlogits_parts)
-        tensors.dlogits_parts[element * parts + lane / tensors.group_lanes] = d.d[i][0];
-      else
-        store_rounded<T, LogitGradients<T, V, Grouped>::kCount>(tensors.dlogits + element, d.d[i]);
+      if constexpr (Grouped) {
+        if (tensors.dlogits_parts) {
+          store_floats<1>(tensors.dlogits_parts + element * parts + lane / tensors.group_lanes, d.d[i]);
+          continue;
+        }
+      }
+      store_rounded<T, LogitGradients<T, V, Grouped>::kCount>(tensors.dlogits + element, d.d[i]);
     }
   }
 

@@ -1,0 +1,130 @@
+"""Run the CUDA kernels' source on the CPU, in the emulation of tests/ops/emulation."""
+
+import ctypes
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ops.arguments import DIRECTIONS, NORMALIZATIONS
+
+SOURCES = Path(__file__).resolve().parents[2] / "ops" / "csrc"
+EMULATION = Path(__file__).resolve().parent / "emulation"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Scan(NamedTuple):
+    """A scan's shape and settings."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    groups: int
+    directions: tuple[str, ...] = DIRECTIONS
+    segment: int = 0
+    normalization: str = "row_stochastic"
+
+    def numbers(self) -> ctypes.Array:
+        """The order of shape_of in emulate_scan.cpp."""
+        codes = [DIRECTIONS.index(direction) for direction in self.directions]
+        sizes = [self.batch, self.height, self.width, len(codes), self.channels, self.groups, self.segment]
+        return (ctypes.c_int64 * 12)(*sizes, NORMALIZATIONS.index(self.normalization), *codes)
+
+    def inputs(self, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
+        """Random x, lam, logits."""
+        generator = torch.Generator().manual_seed(seed)
+        k = len(self.directions)
+        x = (self.batch, self.height, self.width, self.channels)
+        shapes = [x, (*x[:3], k, self.channels), (*x[:3], k, 3, self.groups)]
+        return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+class Plan(NamedTuple):
+    """How the scan is laid out; all zero: as the op itself would."""
+
+    vector: int = 0
+    lanes: int = 0
+    run: int = 0
+    tiled: bool = False
+
+
+class PlanReport(NamedTuple):
+    """What plan_scan fills in."""
+
+    vector: int
+    lanes: int
+    rows: int
+    run: int
+    tiled: int
+    group_lanes: int
+    parts: int
+    shared_bytes: int
+    blocks: int
+
+    @property
+    def threads(self) -> int:
+        return self.lanes * self.rows
+
+
+def compile_emulation(folder: Path, edit: Callable[[str, str], str] | None = None) -> ctypes.CDLL:
+    """Compile the kernels for the host; `edit` (file name, text) -> text changes the source on its way."""
+    sources = folder / "csrc"
+    sources.mkdir(parents=True)
+    for path in [*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")]:
+        text = path.read_text()
+        (sources / path.name).write_text(edit(path.name, text) if edit else text)
+    library = folder / "libemulation.so"
+    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-DGSPN_HOST_EMULATION", "-Wno-unknown-pragmas"]
+    command += [f"-I{sources}", f"-I{EMULATION}", *map(str, sorted(EMULATION.glob("*.cpp"))), "-o", str(library)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.emulate_scan.restype = ctypes.c_char_p
+    return loaded
+
+
+def make_plan(
+    library: ctypes.CDLL,
+    scan: Scan,
+    backward: bool,
+    dtype: torch.dtype,
+    *,
+    alignment: int = 16,
+    multiprocessors: int = 132,
+    shared_per_block: int = 227 * 1024,
+    plan: Plan = Plan(),
+) -> PlanReport:
+    """Return the plan of the op for a device, or `plan` completed."""
+    out = (ctypes.c_int64 * 9)()
+    wanted = (ctypes.c_int * 4)(*plan)
+    limits = (ctypes.c_int64(alignment), multiprocessors, shared_per_block)
+    library.plan_scan(scan.numbers(), int(backward), dtype.itemsize, *limits, wanted, out)
+    return PlanReport(*out)
+
+
+def run_forward(
+    library: ctypes.CDLL, scan: Scan, inputs: list[torch.Tensor], plan: Plan = Plan(), seed: int = 0
+) -> torch.Tensor:
+    """Return h as the CUDA kernel computes it; raises AssertionError with what the emulation saw go wrong."""
+    h = torch.full_like(inputs[1], torch.nan)
+    _run(library, scan, False, [*inputs, h], plan, seed)
+    return h
+
+
+def run_backward(
+    library: ctypes.CDLL, scan: Scan, inputs: list[torch.Tensor], plan: Plan = Plan(), seed: int = 0
+) -> list[torch.Tensor]:
+    """Return dx, dlam, dlogits for inputs grad_h, x, lam, logits, h."""
+    outputs = [torch.full_like(tensor, torch.nan) for tensor in inputs[1:4]]
+    _run(library, scan, True, [*inputs, *outputs], plan, seed)
+    return outputs
+
+
+def _run(library, scan, backward, tensors, plan, seed):
+    pointers = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+    dtype = DTYPES.index(tensors[0].dtype)
+    wanted = (ctypes.c_int * 4)(*plan)
+    error = library.emulate_scan(scan.numbers(), int(backward), dtype, ctypes.c_int64(16), wanted, seed, pointers)
+    assert not error, error.decode()

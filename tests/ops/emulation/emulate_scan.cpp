@@ -1,0 +1,96 @@
+// What tests/ops/test_cuda_emulation.py calls: plans, and scans in the emulation.
+#include "emulator.h"
+#include "scan_dispatch.cuh"
+
+using namespace gspn;
+
+namespace {
+
+ScanShape shape_of(const int64_t* numbers) {
+  ScanShape s{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6],
+              static_cast<int>(numbers[7]), {}};
+  for (int k = 0; k < 4; k++) s.codes[k] = static_cast<int>(numbers[8 + k]);
+  return s;
+}
+
+// wanted: vector, lanes, run, tiled; all zero for the plan that the op would take.
+ScanPlan plan_of(const ScanShape& s, bool backward, int element_bytes, int64_t alignment, const DeviceLimits& device,
+                 const int* wanted) {
+  if (wanted[0] == 0) return make_plan(s, backward, element_bytes, alignment, device);
+  ScanPlan plan;
+  plan.vector = wanted[0];
+  plan.lanes = wanted[1];
+  plan.run = wanted[2];
+  plan.tiled = wanted[3];
+  complete_plan(s, backward, plan);
+  return plan;
+}
+
+template <typename T>
+void forward(const ScanShape& s, const ScanPlan& plan, void* const* tensors) {
+  const int64_t pixels = s.batch * s.pixels(), size = sizeof(T);
+  const int64_t of_x = pixels * s.channels * size, of_lam = of_x * s.directions;
+  watch("x", tensors[0], of_x, false);
+  watch("lam", tensors[1], of_lam, false);
+  watch("logits", tensors[2], pixels * s.directions * 3 * s.groups * size, false);
+  watch("h", tensors[3], of_lam, true);
+  const ForwardPointers<T> pointers{static_cast<T*>(tensors[0]), static_cast<T*>(tensors[1]),
+                                    static_cast<T*>(tensors[2]), static_cast<T*>(tensors[3])};
+  EmulatedLaunch launch;
+  forward_scan<T>(s, plan, pointers, launch);
+}
+
+template <typename T>
+void backward(const ScanShape& s, const ScanPlan& plan, void* const* tensors) {
+  const int64_t pixels = s.batch * s.pixels(), size = sizeof(T), logits = pixels * s.directions * 3 * s.groups;
+  const int64_t of_x = pixels * s.channels * size, of_lam = of_x * s.directions;
+  const char* names[] = {"grad_h", "x", "lam", "logits", "h", "dx", "dlam", "dlogits"};
+  const int64_t bytes[] = {of_lam, of_x, of_lam, logits * size, of_lam, of_x, of_lam, logits * size};
+  for (int i = 0; i < 8; i++) watch(names[i], tensors[i], bytes[i], i >= 5);
+  std::vector<float> dx_parts(needs_dx_parts(s, plan) ? s.directions * pixels * s.channels + 4 : 0);
+  std::vector<float> dlogits_parts(plan.parts > 1 ? logits * plan.parts + 4 : 0);
+  const auto scratch = [](const char* name, std::vector<float>& parts) -> float* {
+    if (parts.empty()) return nullptr;
+    float* aligned = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(parts.data()) + 15) / 16 * 16);
+    watch(name, aligned, (parts.size() - 4) * 4, true);
+    return aligned;
+  };
+  T* const* all = reinterpret_cast<T* const*>(tensors);
+  const BackwardPointers<T> pointers{all[0], all[1], all[2], all[3], all[4], all[5], all[6], all[7],
+                                     scratch("dx_parts", dx_parts), scratch("dlogits_parts", dlogits_parts),
+                                     plan.group_lanes};
+  EmulatedLaunch launch;
+  backward_scan<T>(s, plan, pointers, launch);
+}
+
+template <typename T>
+void run(bool is_backward, const ScanShape& s, const ScanPlan& plan, void* const* tensors) {
+  is_backward ? backward<T>(s, plan, tensors) : forward<T>(s, plan, tensors);
+}
+
+}  // namespace
+
+// Fills `out` with vector, lanes, rows, run, tiled, group_lanes, parts, shared_bytes, blocks.
+extern "C" void plan_scan(const int64_t* shape, int is_backward, int element_bytes, int64_t alignment,
+                          int multiprocessors, int shared_per_block, const int* wanted, int64_t* out) {
+  const ScanPlan plan = plan_of(shape_of(shape), is_backward, element_bytes, alignment,
+                                {multiprocessors, shared_per_block}, wanted);
+  const int64_t numbers[] = {plan.vector, plan.lanes, plan.rows,         plan.run,   plan.tiled, plan.group_lanes,
+                             plan.parts,  plan.shared_bytes, plan.blocks};
+  std::copy(std::begin(numbers), std::end(numbers), out);
+}
+
+// dtype: 0 float32, 1 bfloat16, 2 float16. tensors: x lam logits h, or grad_h x lam logits h dx dlam dlogits.
+// Returns "" or what went wrong.
+extern "C" const char* emulate_scan(const int64_t* shape, int is_backward, int dtype, int64_t alignment,
+                                    const int* wanted, unsigned seed, void* const* tensors) {
+  static std::string result;
+  const ScanShape s = shape_of(shape);
+  const ScanPlan plan = plan_of(s, is_backward, dtype ? 2 : 4, alignment, {132, 227 * 1024}, wanted);
+  reset(seed);
+  if (dtype == 0) run<float>(is_backward, s, plan, tensors);
+  if (dtype == 1) run<bfloat16>(is_backward, s, plan, tensors);
+  if (dtype == 2) run<float16>(is_backward, s, plan, tensors);
+  result = finish();
+  return result.c_str();
+}

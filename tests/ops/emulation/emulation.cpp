@@ -1,0 +1,230 @@
+// The scheduler and the watchers behind emulation.h.
+#include "emulator.h"
+
+#include <ucontext.h>
+
+#include <memory>
+#include <random>
+
+Dimensions threadIdx, blockIdx, blockDim;
+
+namespace gspn {
+namespace {
+
+constexpr int kStackBytes = 64 * 1024, kWarp = 32;
+enum class Wait { kNone, kBarrier, kShuffle, kDone };
+
+struct Thread {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  Dimensions index;
+  Wait wait;
+  float value;  // offered to, then taken from, a shuffle
+  int mask;
+};
+
+struct SharedWord {
+  int writer = -1, reader = -1;  // the last thread that did so in this epoch; -2: several readers
+  int64_t write_epoch = -1, read_epoch = -1;
+};
+
+struct Region {
+  std::string name;
+  const char* begin;
+  int64_t bytes;
+  bool output;
+  std::vector<char> written;
+};
+
+std::vector<Thread> threads;
+std::vector<Region> regions;
+std::vector<float> shared;
+std::vector<SharedWord> words;
+std::string error;
+std::mt19937 random_bits;
+ucontext_t scheduler;
+const std::function<void()>* body;
+int current, count;
+int64_t epoch;
+
+void resume(int i) {
+  current = i;
+  threadIdx = threads[i].index;
+  swapcontext(&scheduler, &threads[i].context);
+}
+
+void yield(Wait why) {
+  threads[current].wait = why;
+  const int me = current;
+  swapcontext(&threads[me].context, &scheduler);
+}
+
+void enter() {
+  (*body)();
+  threads[current].wait = Wait::kDone;
+  setcontext(&scheduler);
+}
+
+void start_threads(int lanes, int rows) {
+  count = lanes * rows;
+  if (static_cast<int>(threads.size()) < count) threads.resize(count);
+  for (int i = 0; i < count; i++) {
+    Thread& thread = threads[i];
+    if (!thread.stack) thread.stack = std::make_unique<char[]>(kStackBytes);
+    thread.index = {i % lanes, i / lanes};
+    thread.wait = Wait::kNone;
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack.get();
+    thread.context.uc_stack.ss_size = kStackBytes;
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, enter, 0);
+  }
+}
+
+bool all_wait(int begin, int end, Wait why) {
+  for (int i = begin; i < end; i++)
+    if (threads[i].wait != why) return false;
+  return true;
+}
+
+// Lets a warp whose threads all offer a value swap them; those of a partial warp that do not exist offer NaN.
+void swap_values(int begin) {
+  const int end = std::min(begin + kWarp, count);
+  std::vector<float> offered;
+  for (int i = begin; i < end; i++) offered.push_back(threads[i].value);
+  for (int i = begin; i < end; i++) {
+    const int from = (i - begin) ^ threads[i].mask;
+    threads[i].value = from < end - begin ? offered[from] : NAN;
+    threads[i].wait = Wait::kNone;
+  }
+}
+
+void run_block(int lanes, int rows) {
+  start_threads(lanes, rows);
+  std::vector<int> order(count);
+  for (int i = 0; i < count; i++) order[i] = i;
+  while (error.empty() && !all_wait(0, count, Wait::kDone)) {
+    std::shuffle(order.begin(), order.end(), random_bits);
+    bool progress = false;
+    for (int i : order) {
+      if (threads[i].wait != Wait::kNone) continue;
+      resume(i);
+      progress = true;
+      if (!error.empty()) return;
+    }
+    for (int begin = 0; begin < count; begin += kWarp)
+      if (all_wait(begin, std::min(begin + kWarp, count), Wait::kShuffle)) swap_values(begin);
+    if (all_wait(0, count, Wait::kBarrier)) {
+      epoch++;
+      for (int i = 0; i < count; i++) threads[i].wait = Wait::kNone;
+    }
+    if (!progress && std::none_of(threads.begin(), threads.begin() + count,
+                                  [](const Thread& thread) { return thread.wait == Wait::kNone; }))
+      error = "deadlock: threads of a block wait at different places";
+  }
+}
+
+}  // namespace
+
+void watch(const char* name, const void* data, int64_t bytes, bool output) {
+  regions.push_back({name, static_cast<const char*>(data), bytes, output, {}});
+  if (output) regions.back().written.assign(bytes, 0);
+}
+
+void reset(unsigned seed) {
+  regions.clear();
+  error.clear();
+  random_bits.seed(seed);
+}
+
+std::string finish() {
+  for (const Region& region : regions) {
+    if (!error.empty() || !region.output) continue;
+    const auto missing = std::find(region.written.begin(), region.written.end(), 0);
+    if (missing != region.written.end())
+      error = region.name + ": byte " + std::to_string(missing - region.written.begin()) + " was never written";
+  }
+  return error;
+}
+
+void run_grid(int64_t blocks, int lanes, int rows, int shared_bytes, const std::function<void()>& kernel) {
+  body = &kernel;
+  blockDim = {lanes, rows};
+  std::vector<int> order(blocks);
+  for (int64_t i = 0; i < blocks; i++) order[i] = static_cast<int>(i);
+  std::shuffle(order.begin(), order.end(), random_bits);
+  for (int block : order) {
+    if (!error.empty()) return;
+    blockIdx = {block, 0};
+    shared.assign(shared_bytes / 4, NAN);
+    words.assign(shared_bytes / 4, {});
+    epoch = 0;
+    run_block(lanes, rows);
+  }
+}
+
+void fail(const char* what, const void* where) {
+  if (error.empty()) {
+    error = what;
+    for (const Region& region : regions) {
+      const int64_t offset = static_cast<const char*>(where) - region.begin;
+      if (offset >= 0 && offset < region.bytes) error += " in " + region.name + " at byte " + std::to_string(offset);
+    }
+    error += " by thread (" + std::to_string(threadIdx.x) + ", " + std::to_string(threadIdx.y) + ") of block " +
+             std::to_string(blockIdx.x);
+  }
+  yield(Wait::kDone);
+}
+
+void barrier() { yield(Wait::kBarrier); }
+
+float exchange(float value, int mask) {
+  threads[current].value = value;
+  threads[current].mask = mask;
+  const int me = current;
+  yield(Wait::kShuffle);
+  return threads[me].value;
+}
+
+float* shared_memory() { return shared.data(); }
+
+void check_global(const void* address, int bytes, bool writes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) return fail("unaligned access", address);
+  for (Region& region : regions) {
+    const int64_t offset = static_cast<const char*>(address) - region.begin;
+    if (offset < 0 || offset >= region.bytes) continue;
+    if (offset + bytes > region.bytes) return fail("access across the end", address);
+    if (writes && !region.output) return fail("write to an input", address);
+    if (!region.output) return;
+    for (int i = 0; i < bytes; i++) {
+      char& written = region.written[offset + i];
+      if (writes && written) return fail("second write", address);
+      if (!writes && !written) return fail("read before the write", address);
+      written = 1;
+    }
+    return;
+  }
+  fail(writes ? "write outside of every tensor" : "read outside of every tensor", address);
+}
+
+void check_shared(const void* address, int bytes, bool writes) {
+  const int64_t first = static_cast<const float*>(address) - shared.data();
+  if (first < 0 || first + bytes / 4 > static_cast<int64_t>(shared.size()))
+    return fail("access outside of shared memory", address);
+  if (first * 4 % bytes != 0) return fail("unaligned access to shared memory", address);
+  for (int64_t i = first; i < first + bytes / 4; i++) {
+    SharedWord& word = words[i];
+    if (word.write_epoch == epoch && word.writer != current) return fail("race after a write to shared memory", address);
+    if (writes) {
+      if (word.read_epoch == epoch && word.reader != current) return fail("race after a read of shared memory", address);
+      word.writer = current;
+      word.write_epoch = epoch;
+    } else {
+      if (word.write_epoch < 0) return fail("shared memory read before it is written", address);
+      word.reader = word.read_epoch == epoch && word.reader != current ? -2 : current;
+      word.read_epoch = epoch;
+    }
+  }
+}
+
+}  // namespace gspn
