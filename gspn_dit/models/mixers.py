@@ -59,21 +59,20 @@ class LineScan(nn.Module):
 
     def __init__(self, settings: ModelSettings, segment: int) -> None:
         super().__init__()
-        width, rank, count = settings.width, settings.bottleneck, len(DIRECTIONS)
+        width, rank = settings.width, settings.bottleneck
         self.width, self.groups, self.segment = width, settings.groups, segment
         self.bottleneck = nn.Linear(width, rank, bias=False)
         # One projection per map, not one that is split: so each map is contiguous, as the scan needs it.
-        self.to_lam = nn.Linear(rank, count * width, bias=False)
-        self.to_u = nn.Linear(rank, count * width, bias=False)
-        self.to_logits = (
-            nn.Linear(rank, count * 3 * settings.groups, bias=False) if settings.scan == "lines" else None
-        )
-        self.to_skip = nn.Linear(rank, count * width, bias=False) if settings.direction_skip else None
-        self.merge_linear = (
-            nn.Linear(count * width, width, bias=False) if settings.merge == "linear" else None
-        )
-        if settings.merge != "linear":
-            self.merge_weight = nn.Parameter(torch.empty(count, 1 if settings.merge == "scalar" else width))
+        self.to_lam = _direction_maps(rank, width)
+        self.to_u = _direction_maps(rank, width)
+        self.to_logits = _direction_maps(rank, 3 * settings.groups) if settings.scan == "lines" else None
+        self.to_skip = _direction_maps(rank, width) if settings.direction_skip else None
+        self.merge_linear = self.merge_weight = None
+        if settings.merge == "linear":
+            self.merge_linear = nn.Linear(len(DIRECTIONS) * width, width, bias=False)
+        else:
+            channels = 1 if settings.merge == "scalar" else width
+            self.merge_weight = nn.Parameter(torch.empty(len(DIRECTIONS), channels))
 
     def initialize_weights(self) -> None:
         """Gates of unit variance; logits near zero, where a scan starts as an even spread to all neighbours.
@@ -87,7 +86,7 @@ class LineScan(nn.Module):
                 fan_in_normal_(layer.weight)
         if self.to_logits is not None:
             fan_in_normal_(self.to_logits.weight, gain=0.1)
-        if self.merge_linear is None:
+        if self.merge_weight is not None:
             nn.init.constant_(self.merge_weight, len(DIRECTIONS) ** -0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -109,9 +108,14 @@ class LineScan(nn.Module):
     def _read_out(self, z: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
         """A gate (B, H, W, K, C) that carries the merge weights, spared from a pass over the maps."""
         weight = projection.weight  # (K * C, R)
-        if self.merge_linear is None:
+        if self.merge_weight is not None:
             weight = (weight.unflatten(0, (-1, self.width)) * self.merge_weight.unsqueeze(2)).flatten(0, 1)
         return F.linear(z, weight).unflatten(-1, (-1, self.width))
+
+
+def _direction_maps(rank: int, channels: int) -> nn.Linear:
+    """Projects the bottleneck to `channels` for each direction."""
+    return nn.Linear(rank, len(DIRECTIONS) * channels, bias=False)
 
 
 class SelfAttention(nn.Module):

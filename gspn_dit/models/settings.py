@@ -7,8 +7,8 @@ MIXERS = ("gspn", "attention", "conv_attention")
 SCANS = ("lines", "identity")
 MERGES = ("scalar", "channel", "linear")
 
-# With G = C // 16 the GSPN module has 3.6 C^2 weights, attention 4 C^2 of a block's 18 C^2: a GSPN-DiT of DiT's
-# widths, depths and MLP ratio is within 2 % of the DiT of its name.
+# With G = C // 16 the GSPN module has 3.6 C^2 weights, attention 4 C^2 of a block's 18 C^2: so a GSPN-DiT of
+# DiT's widths, depths and MLP ratio is within 2 % of the DiT of its name.
 # family -> patch sizes, and size -> (width, depth, heads)
 _DIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 _GSPN_SIZES = {"S": (368, 24, None), "B": (900, 30, None), "L": (1200, 56, None), "XL": (1500, 56, None)}
