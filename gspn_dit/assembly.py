@@ -62,9 +62,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else accelerate leaves CPU processes unconnected
         mixed_precision="no" if config.precision == "fp32" else "bf16",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     processes = accelerator.num_processes
     if config.batch_size % processes:

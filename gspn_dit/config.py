@@ -100,8 +100,7 @@ class TrainConfig:
     learning_rate: float = 1e-4
     """Rate of AdamW after the warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up: the constant rate, or half a cosine down to min_learning_rate at the last
-    step."""
+    """What follows the warm-up: the constant rate, or half a cosine down to min_learning_rate at the end."""
     warmup_steps: int = 0
     """Steps over which the rate rises linearly from zero."""
     min_learning_rate: float = 0.0

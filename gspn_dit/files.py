@@ -43,7 +43,7 @@ def sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, until the context or the process ends; `UserError` if another one has it."""
+    """Hold a folder until the context or the process ends; `UserError` if another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "wb") as file:
         try:

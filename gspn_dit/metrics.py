@@ -1,6 +1,7 @@
 """The record of a run: metrics.jsonl, and from it tensorboard, Weights & Biases and loss.png."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ class MetricsLog:
                 self.tensorboard.add_scalar(f"train/{key}", value, row["step"])
         if self.wandb:
             self.wandb.log(values, step=row["step"])
+
+    def sync(self) -> None:
+        """Make the rows so far survive a power cut too: a checkpoint counts on those before it."""
+        os.fsync(self.file.fileno())
 
     def close(self) -> None:
         self.file.close()

@@ -48,12 +48,12 @@ STOPPED = 143
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of step 0, 1, ...: linear warm-up, then constant or half a cosine to the last step."""
+    """Rate of step 0, 1, ...: linear warm-up, then constant or half a cosine that ends with the run."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     weight = (1 + math.cos(math.pi * min(1.0, progress))) / 2
     return config.min_learning_rate + weight * (config.learning_rate - config.min_learning_rate)
 
@@ -156,7 +156,7 @@ class Trainer:
             for batches in self.batches(self.step, train.steps):
                 self.train_step(batches)
                 stop = self.agreed(flag)
-                if self.due(train.log_every):
+                if self.due(train.log_every) or self.step == train.steps:
                     self.log_row()
                 if self.due(train.sample_every) and self.step < train.steps:
                     self.sample()
@@ -234,6 +234,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint and drop the oldest; `UserError` when it cannot be written."""
         self.collect()
+        if self.log:
+            self.log.sync()
         state = {
             "step": self.step,
             "images_seen": self.step * self.batches.batch_size,

@@ -1,0 +1,53 @@
+"""A tiny run, for the tests of training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+
+from gspn_dit import training
+from gspn_dit.config import load_config
+
+TINY = {
+    "model": {"name": "GSPN-DiT-S/8", "width": 16, "depth": 1},
+    "diffusion": {"objective": "flow"},
+    "data": {"kind": "mnist"},
+    "train": {
+        "steps": 10,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "checkpoint_every": 4,
+        "log_every": 1,
+        "tensorboard": False,
+    },
+    "sample": {"steps": 1, "per_class": 1, "classes": [0]},
+    "eval": {"samples": 0},
+}
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path) -> Path:
+    """A config file of a run in tmp_path/run."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"run_dir": str(tmp_path / "run"), **TINY}))
+    return path
+
+
+@pytest.fixture
+def train_run(tiny_yaml, tmp_path) -> Callable[..., Path]:
+    """train_run("name", "key=value", ...) trains in tmp_path/name and returns that folder."""
+
+    def run(name: str, *overrides: str, status: int = 0) -> Path:
+        folder = tmp_path / name
+        config = load_config(tiny_yaml, [f"run_dir={folder}", *overrides])
+        # accelerate keeps its state for the whole process; each run here may choose its precision
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        assert training.train(config) == status
+        return folder
+
+    return run

@@ -1,0 +1,143 @@
+"""The config: what is read, and what a mistake in it says."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from gspn_dit import config as config_module
+from gspn_dit.config import Config, ModelConfig, load_config, save_config
+from gspn_dit.errors import UserError
+from gspn_dit.models.settings import ModelSettings
+from gspn_dit.schema import field_docs, flatten, help_text
+
+
+def test_reads_types_and_overrides(tiny_yaml):
+    config = load_config(
+        tiny_yaml,
+        ["train.learning_rate=1e-4", "train.betas=[0.9, 0.95]", "train.clip=null", "sample.classes=[3,4]"],
+    )
+    assert config.train.learning_rate == 1e-4
+    assert config.train.betas == (0.9, 0.95)
+    assert config.train.clip is None
+    assert config.sample.classes == (3, 4)
+    assert config.train.batch_size == 8
+
+
+def test_saved_config_reads_back_equal(tiny_yaml, tmp_path):
+    presets = "memory_presets={small: {micro_batch: 2, checkpoint_activations: true}}"
+    config = load_config(tiny_yaml, [presets, "train.memory=small", "sample.cfg_interval=[0.1, 0.9]"])
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_frozen(tiny_yaml):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config(tiny_yaml).train.steps = 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
+        ("trian.steps=3", "unknown key 'trian'; did you mean 'train'?"),
+        ("train.steps=many", "train.steps: expected an integer, got 'many'"),
+        ("train.steps=true", "train.steps: expected an integer, got True"),
+        ("train.steps=2.5", "train.steps: expected an integer, got 2.5"),
+        ("train.learning_rate=fast", "train.learning_rate: expected a number, got 'fast'"),
+        ("train.compile=1", "train.compile: expected true or false, got 1"),
+        ("train.precision=fp16", "train.precision: expected one of fp32, bf16, got 'fp16'"),
+        ("train.betas=[0.9]", "train.betas: expected a list of 2, each a number, got [0.9]"),
+        ("train=3", "train: expected a mapping of keys, got 3"),
+        ("data.kind=null", "data.kind: expected one of mnist, latents, got None"),
+        ("train.steps=0", "train.steps: expected at least 1, got 0"),
+        ("sample.cfg_scale=0.5", "sample.cfg_scale: expected at least 1.0 (1.0 is no guidance), got 0.5"),
+        ("sample.cfg_interval=[0.8, 0.2]", "sample.cfg_interval: expected [low, high]"),
+        ("train.micro_batch=3", "train.micro_batch: expected a divisor of train.batch_size, 8, got 3"),
+        ("train.memory=80gb", "train.memory: no preset '80gb'"),
+        ("data.kind=latents", "data.path: expected the folder that encode_latents.py made, got null"),
+    ],
+)
+def test_mistakes_are_named(tiny_yaml, override, message):
+    with pytest.raises(UserError) as caught:
+        load_config(tiny_yaml, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps.x=3", "train.steps=[1"])
+def test_malformed_override(tiny_yaml, override):
+    with pytest.raises(UserError, match="override"):
+        load_config(tiny_yaml, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("- 1\n", "holds list"),
+        ("a: [1", "not valid YAML"),
+        ("run_dir: x\n", "missing key 'model'"),
+    ],
+)
+def test_broken_file(tmp_path, content, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_memory_preset_fills_what_is_unset(tiny_yaml):
+    presets = "memory_presets={small: {micro_batch: 2, checkpoint_activations: true}}"
+    config = load_config(tiny_yaml, [presets, "train.memory=small"])
+    assert (config.train.micro_batch, config.model.checkpoint_activations) == (2, True)
+    assert (
+        load_config(tiny_yaml, [presets, "train.memory=small", "train.micro_batch=4"]).train.micro_batch == 4
+    )
+    assert load_config(tiny_yaml, [presets]).train.micro_batch is None
+
+
+def test_model_keys_are_those_of_the_models():
+    known = {field.name for field in dataclasses.fields(ModelSettings)}
+    chosen_by_data = {"input_size", "in_channels", "num_classes", "learn_sigma"}
+    assert {field.name for field in dataclasses.fields(ModelConfig)} == known - chosen_by_data
+
+
+def test_every_field_is_documented():
+    classes = [value for value in vars(config_module).values() if dataclasses.is_dataclass(value)]
+    assert len(classes) >= 8
+    for cls in classes:
+        undocumented = {field.name for field in dataclasses.fields(cls)} - set(field_docs(cls))
+        sections = {field.name for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.type)}
+        assert undocumented == sections
+
+
+def test_help_lists_every_key(tiny_yaml):
+    text = help_text(Config)
+    for key, _ in flatten(load_config(tiny_yaml)):
+        assert f"  {key}  (" in text
+    assert "train.learning_rate  (default 0.0001)" in text
+
+
+def test_a_bad_config_is_rejected_without_torch(tiny_yaml):
+    program = (
+        "import sys; from gspn_dit.config import load_config; load_config(sys.argv[1]);"
+        "print('torch' in sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, tiny_yaml], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "False"
+
+
+def test_yaml_of_a_preset_is_plain(tiny_yaml, tmp_path):
+    save_config(load_config(tiny_yaml, ["sample.classes=[1, 2]"]), tmp_path / "saved.yaml")
+    assert yaml.safe_load((tmp_path / "saved.yaml").read_text())["sample"]["classes"] == [1, 2]
