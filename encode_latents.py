@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
 
+    import torch
     from accelerate import PartialState
 
     from gspn_dit.autoencoder import create_autoencoder
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = list_images(arguments.images)
     store = LatentStore(arguments.out)
     # Processes may wait for the slowest one for longer than the ten minutes that NCCL allows.
-    state = PartialState(timeout=timedelta(days=7))
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     manifest = Encoder(
         images=images,
         store=store,

@@ -82,8 +82,9 @@ class Encoder:
     def run(self) -> Manifest:
         """Encode what is not yet encoded and return the finished manifest; raises `UserError`."""
         wanted = describe(self.images, self.autoencoder, self.size)
-        if self.state.is_main_process:
-            self.prepare(wanted)
+        earlier = self.store.matching(wanted)
+        if self.state.is_main_process and (earlier is None or not earlier.complete):
+            self.prepare(wanted, earlier)
         self.state.wait_for_everyone()
         manifest = self.store.matching(wanted)
         chunks = self.store.unfinished(manifest)
@@ -96,11 +97,8 @@ class Encoder:
         self.state.wait_for_everyone()
         return self.store.matching(wanted)
 
-    def prepare(self, wanted: Manifest) -> None:
-        """Check the folder and the disk, say what the work will take, and make the files."""
-        earlier = self.store.matching(wanted)
-        if earlier is not None and earlier.complete:
-            return
+    def prepare(self, wanted: Manifest, earlier: Manifest | None) -> None:
+        """Check the disk, say what the work will take, and make the files."""
         left = sum(map(len, self.store.unfinished(wanted)))
         needed = wanted.moments_bytes - self.store.allocated_bytes()
         free = self.store.free_bytes()
@@ -116,9 +114,9 @@ class Encoder:
         seconds, error = self.probe()
         processes = self.state.num_processes
         print(
-            f"about {in_time(seconds * left / processes)} at {processes / seconds:,.1f} images/s (both mirrors), "
-            f"{processes} at once, as a first batch shows; float16 moves the mean by at most "
-            f"{error['mean_max']:.1e}, and by {error['share_of_posterior']:.1e} of the posterior's deviation (rms)",
+            f"about {in_time(seconds * left / processes)} at {processes / seconds:,.1f} images/s, both mirrors, "
+            f"judged by a first batch on {processes} process{'es' if processes > 1 else ''}; float16 moves the "
+            f"mean by {error['share_of_posterior']:.1e} of the posterior's deviation (rms)",
             flush=True,
         )
         self.store.begin(earlier or replace(wanted, float16_error=error))

@@ -10,10 +10,12 @@ A mirror is a row of its own because the latent of a mirrored image is not the m
 """
 
 import json
+import mmap
 import os
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ FORMAT = "gspn-dit latents"
 VERSION = 1
 DTYPE = np.dtype("<f2")
 MIRRORS = 2
-SLICE = 32
+SLICE = 16
 """Images whose arithmetic is done at once, so that it stays in the cache."""
 
 
@@ -132,8 +134,8 @@ class LatentDataset:
         self.num_classes = len(manifest.class_names)
         self.channels, self.size, _ = manifest.latent_shape
         self.autoencoder = manifest.autoencoder
-        self.path = folder / "moments.bin"
-        self.file = open_moments(self.path, manifest)
+        self.file = open_file(folder / "moments.bin")
+        self.moments = map_moments(self.file, manifest)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,44 +147,46 @@ class LatentDataset:
 
         Mirror and posterior noise of an image are keyed by (seed, image number); see `Dataset.draw`.
         """
-        keys = [seed_of(POSTERIOR, seed, number) for number in image_numbers]
+        keys = [seed_of(POSTERIOR, seed, number) for number in image_numbers.tolist()]
         mirrors = np.array([key & 1 for key in keys], dtype=np.int64)
-        offsets = (self.rows[indices] * MIRRORS + mirrors) * self.manifest.block_bytes
-        self.announce(offsets)
+        blocks = self.rows[indices] * MIRRORS + mirrors
+        self.announce(blocks)
         x = torch.empty(len(keys), *self.manifest.latent_shape)
-        for key, latent in zip(keys, x, strict=True):
-            latent.normal_(generator=torch.Generator().manual_seed(key))
-        moments = torch.from_numpy(self.read(offsets))
-        for part, noise in zip(moments.split(SLICE), x.split(SLICE), strict=True):
-            mean, log_variance = part.float().unbind(1)
+        generator = torch.Generator()
+        for key, noise in zip(keys, x.unbind(), strict=True):
+            noise.normal_(generator=generator.manual_seed(key))
+        for part, latents in zip(torch.from_numpy(blocks).split(SLICE), x.split(SLICE), strict=True):
+            mean, log_variance = self.moments.index_select(0, part).float().unbind(1)  # (n, C, h, w) each
             deviation = log_variance.mul_(0.5).exp_()
-            noise.mul_(deviation).add_(mean).sub_(self.manifest.shift).mul_(self.manifest.scale)
+            latents.mul_(deviation).add_(mean).sub_(self.manifest.shift).mul_(self.manifest.scale)
         return x, torch.from_numpy(self.labels[indices])
 
-    def announce(self, offsets: np.ndarray) -> None:
-        """Tell the kernel which blocks come next, so that the disk works on all of them at once."""
-        for offset in sorted(offsets.tolist()):
-            os.posix_fadvise(self.file.fileno(), offset, self.manifest.block_bytes, os.POSIX_FADV_WILLNEED)
-
-    def read(self, offsets: np.ndarray) -> np.ndarray:
-        """The blocks at these offsets (n,) in bytes: (n, 2, C, h, w) float16."""
-        blocks = np.empty((len(offsets), *self.manifest.block_shape), dtype=DTYPE)
-        for block, offset in zip(blocks, offsets.tolist(), strict=True):
-            if os.preadv(self.file.fileno(), [block], offset) != block.nbytes:
-                raise UserError(f"{self.path} ends at or before byte {offset}: it was cut; encode again")
-        return blocks
+    def announce(self, blocks: np.ndarray) -> None:
+        """Have the kernel read these blocks, in the order of the disk, while the noise is drawn."""
+        block_bytes = self.manifest.block_bytes
+        for offset in np.sort(blocks * block_bytes).tolist():
+            os.posix_fadvise(self.file.fileno(), offset, block_bytes, os.POSIX_FADV_WILLNEED)
 
 
-def open_moments(path: Path, manifest: Manifest) -> Any:
-    """Open moments.bin for reads at random places; its size must be what the manifest says."""
-    size = path.stat().st_size if path.is_file() else 0
-    if size != manifest.moments_bytes:
-        raise UserError(
-            f"{path} has {size:,} bytes, expected {manifest.moments_bytes:,}: cut or foreign; encode again"
-        )
-    file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as the data set)
-    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-    return file
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for as long as the data set lives; `UserError` when it cannot be."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; encode again") from error
+
+
+def map_moments(file: BinaryIO, manifest: Manifest) -> torch.Tensor:
+    """moments.bin, memory-mapped: (images * 2, 2, C, h, w) float16; rows 2i and 2i + 1 are image i."""
+    size = os.fstat(file.fileno()).st_size
+    if size != manifest.moments_bytes or size == 0:
+        expected = f"{manifest.moments_bytes:,}"
+        raise UserError(f"{file.name} has {size:,} bytes, expected {expected}: cut or foreign; encode again")
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapping.madvise(mmap.MADV_RANDOM)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.frombuffer(mapping, dtype=torch.float16).view(-1, *manifest.block_shape)
 
 
 def read_labels(path: Path, manifest: Manifest) -> np.ndarray:
