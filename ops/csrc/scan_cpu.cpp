@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -16,18 +18,21 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// The best instruction set of this processor; GSPN_CPU_ISA names a lesser one, for tests.
 const ScanKernels& kernels() {
+  static const ScanKernels& chosen = []() -> const ScanKernels& {
 #if defined(__x86_64__)
-  static const ScanKernels& best =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512dq")
-          ? kAvx512Kernels
-      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? kAvx2Kernels
-                                                                        : kBaselineKernels;
-  return best;
-#else
-  return kBaselineKernels;
+    const char* wanted = std::getenv("GSPN_CPU_ISA");
+    const auto allowed = [&](const ScanKernels& table) { return !wanted || !std::strcmp(wanted, table.name); };
+    if (allowed(kAvx512Kernels) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+      return kAvx512Kernels;
+    if (allowed(kAvx2Kernels) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      return kAvx2Kernels;
 #endif
+    return kBaselineKernels;
+  }();
+  return chosen;
 }
 
 Storage storage_of(const Tensor& tensor) {

@@ -19,6 +19,7 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 
 struct Dimensions {
   int x = 0, y = 0;

@@ -1,0 +1,111 @@
+"""The build: every instruction set, the stable ABI, messages, the report of `python -m ops`."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ops import build
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(path for path in (ROOT / "ops" / "csrc").iterdir() if path.suffix in (".cpp", ".cu", ".h", ".cuh"))
+
+RUN_ONE_SET = """
+import sys, torch, ctypes
+from tests.ops.cases import make_inputs
+from tests.ops.test_scan import compare
+import ops.scan
+name = ctypes.CDLL(str(ops.scan.LIBRARY)).gspn_cpu_instruction_set
+name.restype = ctypes.c_char_p
+print(name().decode())
+for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+    for groups in (1, 37):
+        for normalization in ("row_stochastic", "sigmoid"):
+            compare(make_inputs(1, 4, 5, 37, groups, 4, dtype), normalization=normalization)
+        compare(make_inputs(1, 4, 5, 37, groups, 4, dtype, scale=100.0))
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="other processors have one instruction set")
+@pytest.mark.parametrize("name", ["x86-64", "x86-64-v3"])
+def test_lesser_instruction_sets(name):
+    """This processor may have a better set than its users': each one's kernels run here too."""
+    result = subprocess.run(
+        [sys.executable, "-c", RUN_ONE_SET],
+        cwd=ROOT,
+        env={**os.environ, "GSPN_CPU_ISA": name, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split() == [name]
+
+
+def test_only_the_stable_abi_is_included():
+    """One binary for every torch from 2.10 on: an include of ATen or c10 would tie it to one."""
+    allowed = re.compile(r"torch/(csrc/stable|headeronly|csrc/inductor/aoti_torch/c)/")
+    for source in SOURCES:
+        for include in re.findall(r'#include [<"]([^>"]+)[>"]', source.read_text()):
+            if include.startswith(("torch/", "ATen", "c10", "pybind11", "Python")):
+                assert allowed.match(include), f"{source.name} includes {include}"
+
+
+def test_report(capsys):
+    from ops.__main__ import main
+
+    assert main() == 0
+    report = capsys.readouterr().out
+    assert re.search(r"^torch +2\.", report, re.M)
+    assert re.search(r"^built +against torch 2\.\d+.* by ", report, re.M)
+    assert re.search(r"^cpu +yes, ", report, re.M)
+    assert re.search(r"^cuda +(yes, for \d|no: )", report, re.M)
+
+
+def test_architecture_list():
+    assert build.architecture_flags("8.0;9.0+PTX") == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    assert build.architecture_flags("9.0a") == ["-gencode=arch=compute_90a,code=sm_90a"]
+    with pytest.raises(build.BuildError, match="'Hopper'"):
+        build.architecture_flags("Hopper")
+
+
+def test_missing_compilers_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(build.BuildError, match="no-such-compiler is not installed"):
+        build.compile_commands(None)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    if build.torch_versions()[1] is not None:
+        with pytest.raises(build.BuildError, match="CUDA_HOME is .* which has no bin/nvcc"):
+            build.find_cuda(tmp_path)
+    monkeypatch.setattr(build, "find_cuda", lambda scratch: None)
+    with pytest.raises(build.BuildError, match="make setup"):
+        build.build(tmp_path / "lib", tmp_path / "scratch", "required")
+
+
+def test_compiler_failure_shows_the_command_and_leaves_nothing(tmp_path):
+    source = tmp_path / "broken.cpp"
+    source.write_text("int main( {")
+    with pytest.raises(build.BuildError, match=r"(?s)the compiler failed:\ng\+\+ -c .*broken.cpp.*expected"):
+        build.compile_object("broken.o", ["g++", "-c", str(source)], tmp_path)
+    assert not list(tmp_path.glob("*.o*"))
+
+
+def test_objects_follow_their_sources(tmp_path, monkeypatch):
+    """An object is compiled again when its source or a header changes, and not otherwise."""
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    (tmp_path / "a.h").write_text("#define VALUE 1\n")
+    (tmp_path / "a.cpp").write_text('#include "a.h"\nint value() { return VALUE; }\n')
+    command = ["g++", "-c", str(tmp_path / "a.cpp")]
+    first = build.compile_object("a.o", command, tmp_path)
+    stamp = first.stat().st_mtime_ns
+    assert build.compile_object("a.o", command, tmp_path).stat().st_mtime_ns == stamp
+    (tmp_path / "a.h").write_text("#define VALUE 2\n")
+    second = build.compile_object("a.o", command, tmp_path)
+    assert second != first and not first.exists()

@@ -1,0 +1,124 @@
+"""What surrounds the kernels: errors, autograd, torch.compile, fake tensors, autocast, the missing backend."""
+
+import pytest
+import torch
+
+import ops.scan
+from ops import gspn_scan, gspn_scan_reference
+from tests.ops.cases import make_inputs
+from tests.utils import assert_near
+
+
+def arguments(**changes):
+    x, lam, logits = make_inputs(2, 3, 4, 6, 3, 4, torch.float32)
+    return {"x": x, "lam": lam, "logits": logits, **changes}
+
+
+BAD_ARGUMENTS = {
+    "G does not divide C": ({"logits": torch.zeros(2, 3, 4, 4, 3, 4)}, ValueError, "logits has G = 4"),
+    "no group": ({"logits": torch.zeros(2, 3, 4, 4, 3, 0)}, ValueError, "logits has G = 0"),
+    "lam of another map": ({"lam": torch.zeros(2, 4, 3, 4, 6)}, ValueError, r"lam has shape \(2, 4, 3, 4, 6\)"),
+    "logits of two neighbours": ({"logits": torch.zeros(2, 3, 4, 4, 2, 6)}, ValueError, "logits has shape"),
+    "x without channels": ({"x": torch.zeros(2, 3, 4)}, ValueError, r"x has shape \(2, 3, 4\); expected \(B"),
+    "another dtype": ({"lam": torch.zeros(2, 3, 4, 4, 6).half()}, TypeError, "lam has dtype torch.float16"),
+    "integers": ({"x": torch.zeros(2, 3, 4, 6).int()}, TypeError, "x has dtype torch.int32"),
+    "another device": ({"lam": torch.zeros(2, 3, 4, 4, 6, device="meta")}, ValueError, "lam is on meta"),
+    "not a tensor": ({"x": [1.0]}, TypeError, "x is a list"),
+    "unknown direction": ({"directions": ("right", "left", "down", "north")}, ValueError, "'north'"),
+    "repeated direction": ({"directions": ("right", "left", "down", "right")}, ValueError, "twice"),
+    "no direction": ({"directions": ()}, ValueError, "directions is empty"),
+    "a bare direction": ({"directions": "right"}, TypeError, "directions is 'right'"),
+    "too few directions": ({"directions": ("right",)}, ValueError, "1 directions"),
+    "negative segment": ({"segment": -1}, ValueError, "segment is -1"),
+    "fractional segment": ({"segment": 1.5}, TypeError, "segment is 1.5"),
+    "unknown normalization": ({"normalization": "softmax"}, ValueError, "normalization is 'softmax'"),
+}
+
+
+@pytest.mark.parametrize("scan", [gspn_scan, gspn_scan_reference], ids=["compiled", "reference"])
+@pytest.mark.parametrize("changes, error, message", BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS.keys())
+def test_bad_arguments(scan, changes, error, message):
+    with pytest.raises(error, match=message):
+        scan(**arguments(**changes))
+
+
+def test_missing_library_names_the_command(monkeypatch):
+    monkeypatch.setattr(ops.scan, "BACKENDS", ())
+    with pytest.raises(RuntimeError, match="make build"):
+        gspn_scan(**arguments())
+
+
+def test_raw_op_checks_what_it_reads():
+    """A direct call of the op cannot make the kernel read outside its tensors."""
+    x, lam, logits = make_inputs(2, 3, 4, 6, 3, 4, torch.float32)
+    op = torch.ops.gspn.scan
+    with pytest.raises(RuntimeError, match="contiguous"):
+        op(x.transpose(1, 2).contiguous().transpose(1, 2), lam, logits, [0, 1, 2, 3], 0, 0)
+    for bad in ([0, 1], [0, 1, 2, 4]):
+        with pytest.raises(RuntimeError, match="gspn"):
+            op(x, lam, logits, bad, 0, 0)
+    with pytest.raises(RuntimeError, match="share"):
+        op(x[:1], lam, logits, [0, 1, 2, 3], 0, 0)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+def test_opcheck(groups, device):
+    x, lam, logits = make_inputs(2, 3, 4, 6, groups, 4, torch.float32, device)
+    torch.library.opcheck(torch.ops.gspn.scan, (x, lam, logits, [0, 1, 2, 3], 2, 0))
+    h = gspn_scan(x, lam, logits).detach()
+    inputs = [tensor.detach() for tensor in (torch.randn_like(h), x, lam, logits, h)]
+    torch.library.opcheck(torch.ops.gspn.scan_backward, (*inputs, [0, 1, 2, 3], 2, 0))
+
+
+def test_second_derivative_raises(device):
+    x, lam, logits = make_inputs(1, 3, 4, 4, 2, 4, torch.float32, device)
+    (dx,) = torch.autograd.grad(gspn_scan(x, lam, logits).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        dx.sum().backward()
+
+
+def test_compile_fullgraph(device):
+    inputs = make_inputs(2, 4, 5, 8, 2, 4, torch.float32, device)
+    run = lambda x, lam, logits: gspn_scan(2 * x, lam.sin(), logits, segment=2).square()  # noqa: E731
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    expected, actual = run(*inputs), compiled(*inputs)
+    assert_near(actual, expected, "h")
+    for mine, theirs in zip(
+        torch.autograd.grad(actual.sum(), inputs), torch.autograd.grad(expected.sum(), inputs), strict=True
+    ):
+        assert_near(mine, theirs, "gradient")
+
+
+def test_compile_with_dynamic_shapes(device):
+    compiled = torch.compile(gspn_scan, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, height in ((2, 4), (3, 5), (5, 7)):
+        inputs = make_inputs(batch, height, 5, 8, 2, 4, torch.float32, device)
+        assert_near(compiled(*inputs), gspn_scan(*inputs), "h")
+
+
+def test_meta_and_fake_tensors():
+    x, lam, logits = (tensor.to("meta") for tensor in make_inputs(2, 4, 5, 8, 2, 4, torch.bfloat16))
+    h = gspn_scan(x, lam, logits)
+    assert h.device.type == "meta" and h.shape == lam.shape and h.dtype == torch.bfloat16
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in make_inputs(2, 4, 5, 8, 2, 4, torch.float32)]
+        assert gspn_scan(*fakes).shape == (2, 4, 5, 4, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_the_inputs(dtype, device):
+    x, lam, logits = make_inputs(2, 4, 5, 8, 2, 4, torch.float32, device)
+    with torch.autocast(device, dtype):
+        h = gspn_scan(x, lam.to(dtype), logits)
+    assert h.dtype == dtype
+    assert torch.equal(h, gspn_scan(x.to(dtype), lam.to(dtype), logits.to(dtype)))
+    (dx,) = torch.autograd.grad(h.float().sum(), x)
+    assert dx.dtype == torch.float32
+
+
+def test_inference_mode(device):
+    inputs = [tensor.detach() for tensor in make_inputs(1, 3, 4, 4, 2, 4, torch.float32, device)]
+    with torch.inference_mode():
+        assert_near(gspn_scan(*inputs), gspn_scan_reference(*inputs), "h")
