@@ -1,8 +1,8 @@
 """How fast training latents are drawn: from the page cache, and from the disk against the disk's own rate.
 
-The store holds random moments of 4x32x32 latents (ImageNet at 256 px), 16 KiB a mirror. Cold runs start with the
-file dropped from the page cache; the disk's own rate is that of direct reads (O_DIRECT) of random blocks of the
-same size, by as many threads as serve it best.
+The store holds random moments of 4x32x32 latents (ImageNet at 256 px), 16 KiB a mirror. Cold runs start with
+the file dropped from the page cache; the disk's own rate is that of direct reads (O_DIRECT) of random blocks
+of the same size, by as many threads as serve it best.
 """
 
 import argparse
@@ -143,9 +143,7 @@ def main() -> None:
     share = statistics.median(result["cold"] / result["disk"] for result in rounds)
     print(f"from the page cache: {medians['cached']:,.0f} latents/s on {arguments.threads} threads")
     print(f"from the disk:       {medians['cold']:,.0f} latents/s")
-    print(
-        f"the disk itself:     {medians['disk']:,.0f} random reads/s of 16 KiB; the loader reaches {share:.0%}"
-    )
+    print(f"the disk itself:     {medians['disk']:,.0f} random reads/s of 16 KiB; share reached {share:.0%}")
     write_results(Path(arguments.json), vars(arguments), medians, share, rounds)
 
 

@@ -92,8 +92,10 @@ class Encoder:
         self.state.wait_for_everyone()
         self.encode(chunks[self.state.process_index :: self.state.num_processes], manifest)
         self.state.wait_for_everyone()
-        if self.state.is_main_process and not manifest.complete:
-            self.store.finish(manifest, self.images)
+        if self.state.is_main_process:
+            if not manifest.complete:
+                self.store.finish(manifest, self.images)
+            self.store.drop_journal()
         self.state.wait_for_everyone()
         return self.store.matching(wanted)
 
@@ -114,9 +116,9 @@ class Encoder:
         seconds, error = self.probe()
         processes = self.state.num_processes
         print(
-            f"about {in_time(seconds * left / processes)} at {processes / seconds:,.1f} images/s, both mirrors, "
-            f"judged by a first batch on {processes} process{'es' if processes > 1 else ''}; float16 moves the "
-            f"mean by {error['share_of_posterior']:.1e} of the posterior's deviation (rms)",
+            f"about {in_time(seconds * left / processes)} at {processes / seconds:,.1f} images/s, as a "
+            f"first batch shows on {processes} process{'es' if processes > 1 else ''}; float16 moves "
+            f"the mean by {error['share_of_posterior']:.1e} of the posterior's deviation (rms)",
             flush=True,
         )
         self.store.begin(earlier or replace(wanted, float16_error=error))

@@ -83,9 +83,8 @@ class LatentStore:
         earlier = read_manifest(self.folder)
         for name in DECISIVE:
             if getattr(earlier, name) != getattr(wanted, name):
-                raise UserError(
-                    f"{self.folder} holds latents with other {DECISIVE[name]}: choose another folder or remove it"
-                )
+                other = f"{self.folder} holds latents with other {DECISIVE[name]}"
+                raise UserError(f"{other}: choose another folder or remove it")
         return earlier
 
     def allocated_bytes(self) -> int:
@@ -99,14 +98,15 @@ class LatentStore:
 
     def begin(self, manifest: Manifest) -> None:
         """Make the files, or take up those of an earlier run; safe to be killed in and called again."""
-        self.chunks.mkdir(parents=True, exist_ok=True)
+        cut = not self.moments.exists() or self.moments.stat().st_size != manifest.moments_bytes
+        if cut and any(self.chunks.glob("*.json")):
+            raise UserError(f"{self.moments} was removed or cut since it was written: remove {self.folder}")
         for leftover in [*self.folder.glob(".tmp-*"), *self.chunks.glob(".tmp-*")]:
             leftover.unlink()
-        if any(self.chunks.iterdir()) and (
-            not self.moments.exists() or self.moments.stat().st_size != manifest.moments_bytes
-        ):
-            raise UserError(f"{self.moments} was removed or cut since it was written: remove {self.folder}")
+        # The manifest comes first: it is how a later call knows this folder for its own.
+        self.folder.mkdir(parents=True, exist_ok=True)
         manifest.save(self.folder)
+        self.chunks.mkdir(exist_ok=True)
         with open(self.moments, "ab") as file:
             file.truncate(manifest.moments_bytes)
 
@@ -140,7 +140,7 @@ class LatentStore:
         return reasons
 
     def finish(self, manifest: Manifest, images: ImageFolder) -> None:
-        """Write labels and lists, mark the store complete and drop the journal."""
+        """Write labels and lists and mark the store complete."""
         reasons = self.skipped(manifest)
         labels = np.array(images.labels, dtype=np.int64)
         labels[list(reasons)] = -1
@@ -152,7 +152,10 @@ class LatentStore:
             lines = (f"{images.paths[row]}\t{reason}\n" for row, reason in reasons.items())
             file.write("".join(lines).encode("utf-8", "surrogateescape"))
         replace(manifest, skipped=len(reasons), complete=True).save(self.folder)
-        shutil.rmtree(self.chunks)
+
+    def drop_journal(self) -> None:
+        """Remove what only an unfinished store needs."""
+        shutil.rmtree(self.chunks, ignore_errors=True)
 
 
 class ChunkWriter:
