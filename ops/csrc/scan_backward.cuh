@@ -3,6 +3,7 @@
 // Sums that cross threads go through float32 scratch (or one block's shared memory) in a fixed order: no atomics.
 #pragma once
 
+#include "scan_plan.h"
 #include "scan_task.cuh"
 #include "scan_weights.cuh"
 
@@ -28,7 +29,7 @@ struct BackwardInputs {
 template <int V, bool Single>
 struct BackwardState {
   Slots<V> slots;
-  float pending[V], to_next[V];
+  float pending[V];  // Single: c_0 of the line after; otherwise c_+1 of the place before
 
   static __host__ __device__ constexpr int slot_count(int run) { return Single ? 4 : 4 + run; }
 
@@ -55,20 +56,29 @@ struct BackwardState {
   }
 
   __device__ __forceinline__ void send(int line, int place, int run, const float (&c)[3][V]) {
-    if (Single || place == 0) {
+    if constexpr (Single) {
       slots.write(edge(line, false), c[0]);
+      slots.write(edge(line, true), c[2]);
+#pragma unroll
+      for (int v = 0; v < V; v++) pending[v] = c[1][v];
     } else {
+      float sum[V];
+      if (place == 0) {
+        slots.write(edge(line, false), c[0]);
+      } else {
+        slots.read(4 + place - 1, 0, sum);
 #pragma unroll
-      for (int v = 0; v < V; v++) pending[v] += c[0][v];
-      slots.write(4 + place - 1, pending);
-    }
+        for (int v = 0; v < V; v++) sum[v] += c[0][v];
+        slots.write(4 + place - 1, sum);
+      }
 #pragma unroll
-    for (int v = 0; v < V; v++) {
-      pending[v] = c[1][v] + (Single || place == 0 ? 0.f : to_next[v]);
-      to_next[v] = c[2][v];
+      for (int v = 0; v < V; v++) {
+        sum[v] = c[1][v] + (place == 0 ? 0.f : pending[v]);
+        pending[v] = c[2][v];
+      }
+      slots.write(4 + place, sum);
+      if (place + 1 == run) slots.write(edge(line, true), pending);
     }
-    if (Single || place + 1 == run) slots.write(edge(line, true), to_next);
-    if (!Single && place + 1 == run) slots.write(4 + place, pending);
   }
 };
 
@@ -168,7 +178,7 @@ struct Backward {
   const ScanParameters& p;
   const BackwardPointers<T>& tensors;
   const int k;
-  const Walk walk;
+  const Walk& walk;
   const Task<V> task;
   const int run, lines, own_lines;
   using Inputs = BackwardInputs<T, V, Grouped>;
@@ -248,23 +258,24 @@ struct Backward {
 
   __device__ __forceinline__ void process(const Items& item, const Inputs& in, BackwardState<V, Single>& state,
                                           float* tile) const {
-    const int n = task.position + item.place;
-    float g[V], dlam[V], dx[V], c[3][V];
+    float g[V], product[V], c[3][V];
     state.read_arriving(item.line, item.place, run, item.line + 1 == lines, g);
 #pragma unroll
-    for (int v = 0; v < V; v++) {
-      g[v] += to_float(in.grad_h.elements[v]);
-      dlam[v] = g[v] * to_float(in.x.elements[v]);
-      dx[v] = g[v] * to_float(in.lam.elements[v]);
+    for (int v = 0; v < V; v++) g[v] += to_float(in.grad_h.elements[v]);
+    const bool stores = exists(item);
+    if (stores) {
+#pragma unroll
+      for (int v = 0; v < V; v++) product[v] = g[v] * to_float(in.x.elements[v]);
+      store_rounded<T, V>(tensors.dlam + lam_offset(pixel(item)), product);
+#pragma unroll
+      for (int v = 0; v < V; v++) product[v] = g[v] * to_float(in.lam.elements[v]);
+      store_dx(item, tile, product);
     }
     LogitGradients<T, V, Grouped> dlogits;
-    const bool restart = item.line % p.period == 0;
-    dlogits.compute(in, n, walk.length, p.normalization, tensors.group_lanes, restart, g, c);
+    dlogits.compute(in, task.position + item.place, walk.length, p.normalization, tensors.group_lanes,
+                    item.line % p.period == 0, g, c);
     state.send(item.line, item.place, run, c);
-    if (!exists(item)) return;
-    store_rounded<T, V>(tensors.dlam + lam_offset(pixel(item)), dlam);
-    store_dx(item, tile, dx);
-    store_dlogits(item, dlogits);
+    if (stores) store_dlogits(item, dlogits);
   }
 
   __device__ __forceinline__ void scan() const {
@@ -285,7 +296,7 @@ struct Backward {
 };
 
 template <typename T, int V, bool Grouped, bool Single>
-__global__ void __launch_bounds__(512) scan_backward_kernel(const __grid_constant__ ScanParameters p,
+__global__ void __maxnreg__(register_limit(true, V)) scan_backward_kernel(const __grid_constant__ ScanParameters p,
                                                              const __grid_constant__ BackwardPointers<T> tensors) {
   if (!p.tiled) {
     Backward<T, V, Grouped, Single>(p, tensors, blockIdx.x % p.directions, blockIdx.x / p.directions).scan();

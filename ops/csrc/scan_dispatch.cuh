@@ -46,7 +46,7 @@ void with_vector(int vector, Body&& body) {
 template <typename T, bool Grouped, typename Launch>
 void forward_scan_of(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
   with_vector<T, 8>(plan.vector, [&](auto vector) {
-    constexpr int V = decltype(vector)::value, depth = Grouped ? 2 : 1;
+    constexpr int V = decltype(vector)::value, depth = prefetch_depth(false, Grouped);
     const auto kernel = plan.single() ? scan_forward_kernel<T, V, Grouped, true, depth>
                                       : scan_forward_kernel<T, V, Grouped, false, depth>;
     launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan), tensors);
@@ -55,12 +55,17 @@ void forward_scan_of(const ScanShape& s, const ScanPlan& plan, const ForwardPoin
 
 template <typename T, bool Grouped, typename Launch>
 void backward_scan_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
-  with_vector<T, Grouped ? 8 : 4>(plan.vector, [&](auto vector) {
-    constexpr int V = decltype(vector)::value;
-    const auto kernel =
-        plan.single() ? scan_backward_kernel<T, V, Grouped, true> : scan_backward_kernel<T, V, Grouped, false>;
+  const auto start = [&](auto kernel) {
     launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan), tensors);
-  });
+  };
+  if (plan.single())
+    with_vector<T, widest_backward(Grouped, true)>(plan.vector, [&](auto vector) {
+      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, true>);
+    });
+  else
+    with_vector<T, widest_backward(Grouped, false)>(plan.vector, [&](auto vector) {
+      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, false>);
+    });
 }
 
 template <typename T, typename Launch>

@@ -1,6 +1,7 @@
 // h[t, n] = lam[t, n] x[t, n] + sum over d of w_d[t, n] h[t-1, n+d], all directions in one launch.
 #pragma once
 
+#include "scan_plan.h"
 #include "scan_task.cuh"
 #include "scan_weights.cuh"
 
@@ -95,10 +96,10 @@ __device__ __forceinline__ void propagate(const ForwardInputs<T, V, Grouped>& in
 
 // `Depth` items are in flight for each thread: the recurrence waits for memory, never memory for the recurrence.
 template <typename T, int V, bool Grouped, bool Single, int Depth>
-__global__ void __launch_bounds__(512) scan_forward_kernel(const __grid_constant__ ScanParameters p,
+__global__ void __maxnreg__(register_limit(false, V)) scan_forward_kernel(const __grid_constant__ ScanParameters p,
                                                             const __grid_constant__ ForwardPointers<T> tensors) {
   const int k = blockIdx.x % p.directions;
-  const Walk walk = p.walks[k];
+  const Walk& walk = p.walks[k];
   const Task<V> task(p, walk.lines, blockIdx.x / p.directions);
   const int run = Single ? 1 : p.run;
   const int lines = min(p.period, walk.lines);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "scan_shape.h"
@@ -47,19 +48,21 @@ struct Extent {
 
 inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 
-// Threads that a multiprocessor's 65,536 registers hold, by the compiler's report (tests/ops/test_cuda_build.py).
-inline int resident_threads(bool backward, bool shares_groups, int vector) {
-  if (vector == 8) return 512;
-  if (backward) return shares_groups ? 768 : 512;
-  return 1024;
-}
+// Registers that the kernels may use: the bound that the compiler keeps without spilling (tests/ops/test_cuda_build.py).
+constexpr int register_limit(bool backward, int vector) { return vector == 1 || (vector == 4 && !backward) ? 64 : 96; }
 
-// Channels in a thread: as many as one access of 16 bytes moves, if alignment and groups allow. A backward thread with
-// its own logits for each channel has registers for 4.
-inline bool vector_fits(const ScanShape& s, bool backward, int element_bytes, int64_t alignment, int vector) {
+// Items whose inputs a thread has in flight while it computes one.
+constexpr int prefetch_depth(bool backward, bool shares_groups) { return shares_groups && !backward ? 2 : 1; }
+
+// The registers of a backward thread hold 8 channels only if they share their logits and stay at one position.
+constexpr int widest_backward(bool shares_groups, bool single) { return shares_groups && single ? 8 : 4; }
+
+// Channels in a thread: as many as one access of 16 bytes moves, if alignment, groups and registers allow.
+inline bool vector_fits(const ScanShape& s, bool backward, bool single, int element_bytes, int64_t alignment,
+                        int vector) {
   if (vector * element_bytes > 16 || s.channels % vector != 0) return false;
   if (grouped(s) && s.heads() % vector != 0) return false;
-  if (backward && !grouped(s) && vector > 4) return false;
+  if (backward && vector > widest_backward(grouped(s), single)) return false;
   return alignment % (vector * element_bytes) == 0;
 }
 
@@ -80,64 +83,79 @@ inline void complete_plan(const ScanShape& s, bool backward, ScanPlan& plan) {
   plan.parts = static_cast<int>(group_vectors / plan.group_lanes);
 }
 
-// Modelled time in microseconds: a wave of resident blocks moves its lines at the bandwidth of memory, or, when too
-// little is in flight, at one latency for each item that a thread prefetches. Only ratios matter.
-inline double modelled_time(const ScanShape& s, bool backward, int element_bytes, const DeviceLimits& device,
-                            const ScanPlan& plan) {
-  constexpr double latency = 0.9, bytes_per_microsecond = 32e3;  // of one multiprocessor's share
-  const Extent extent(s);
-  const int threads = (plan.threads() + 31) / 32 * 32;
-  const int by_registers = resident_threads(backward, grouped(s), plan.vector) / threads;
-  const int by_shared = device.shared_per_block / std::max(plan.shared_bytes + 1024, 1);
-  const int per_processor = std::min({by_registers, by_shared, 32});
-  if (per_processor == 0) return -1;
-
+// Bytes that one channel of one position moves, x read from memory once and then from the cache.
+inline double bytes_per_element(const ScanShape& s, bool backward, int element_bytes, bool tiled) {
+  const double directions = static_cast<double>(s.directions);
   const double logits = 3.0 * s.groups / s.channels * element_bytes;
-  double bytes = 2.25 * element_bytes + logits + element_bytes;  // of one channel of one position
-  if (backward) bytes += 2 * element_bytes + logits + (plan.tiled || s.directions == 1 ? 0 : 8);
-  const int piece = plan.lanes * plan.vector * element_bytes;
-  if (piece < 32 && piece < s.channels * element_bytes) bytes *= 32.0 / piece;
-  const double block_bytes = bytes * plan.lanes * plan.vector * extent.length;
-  const int depth = grouped(s) && !backward ? 2 : 1;
-  const double waiting = latency * ((plan.run + depth - 1) / depth) * (1 + 0.25 / per_processor);
-  const int64_t slots = int64_t{per_processor} * device.multiprocessors;
-  const auto wave = [&](int64_t blocks) {
-    return std::max(waiting, blocks * block_bytes / (bytes_per_microsecond * device.multiprocessors));
-  };
-  const int64_t full = plan.blocks / slots, rest = plan.blocks % slots;
-  const double period = plan.tiled ? double(extent.lines * s.directions)
-                                   : double(s.segment > 0 ? std::min(s.segment, extent.lines) : extent.lines);
-  return period * (full * wave(slots) + (rest > 0 ? wave(rest) : 0));
+  if (!backward) return (1 / directions + 2) * element_bytes + logits;
+  const double scratch = tiled || s.directions == 1 ? 0 : 8;
+  return (2 / directions + 4) * element_bytes + 2 * logits + scratch;
 }
 
-// The fastest plan by the model; among near equals the one with the widest pieces of memory.
+// Modelled time in microseconds of the scan on an H200; only ratios matter. Resident blocks move in waves, and a wave
+// takes for each line the longest of three times, smoothly: memory's, the instructions', and that of a single warp,
+// which waits for one latency per item in flight.
+inline double modelled_time(const ScanShape& s, bool backward, int element_bytes, const DeviceLimits& device,
+                            const ScanPlan& plan) {
+  constexpr double latency = 0.9, bytes_per_microsecond = 32e3, cycles_per_microsecond = 1755, barrier = 0.1;
+  constexpr double schedulers = 4, registers = 16384;  // of a multiprocessor; of one scheduler
+  const Extent extent(s);
+  const int warps = (plan.threads() + 31) / 32;
+  const int warps_by_registers =
+      static_cast<int>(schedulers * static_cast<int>(registers / 32 / register_limit(backward, plan.vector)));
+  const int by_shared = device.shared_per_block / (plan.shared_bytes + 1024);
+  const int per_processor = std::min({warps_by_registers / warps, by_shared, 32});
+  if (per_processor == 0) return -1;
+
+  double block_bytes = bytes_per_element(s, backward, element_bytes, plan.tiled) * plan.lanes * plan.vector * extent.length;
+  const int piece = plan.lanes * plan.vector * element_bytes;
+  if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
+  const double per_channel = grouped(s) ? (backward ? 24 : 12) : (backward ? 85 : 48);
+  const double instructions = 60 + (grouped(s) ? 45 : 0) + per_channel * plan.vector;
+  const double item = std::max(latency / prefetch_depth(backward, grouped(s)), 2 * instructions / cycles_per_microsecond);
+  const double alone = plan.run * item + barrier;
+  const double state = plan.single() ? 1 : 1.05;  // a run's state is in shared memory, not in registers
+  const auto wave = [&](int64_t blocks) {
+    const double share = static_cast<double>(blocks) / device.multiprocessors;
+    const double memory = share * block_bytes / bytes_per_microsecond;
+    const double issue = std::ceil(share) * warps * plan.run * instructions / (schedulers * cycles_per_microsecond);
+    return std::cbrt(memory * memory * memory + issue * issue * issue + alone * alone * alone);
+  };
+  const int64_t slots = int64_t{per_processor} * device.multiprocessors;
+  const int64_t full = plan.blocks / slots, rest = plan.blocks % slots;
+  const int64_t passes = plan.tiled ? s.directions * extent.lines
+                                    : (s.segment > 0 ? std::min(s.segment, extent.lines) : extent.lines);
+  return state * passes * (full * wave(slots) + (rest > 0 ? wave(rest) : 0));
+}
+
+// The fastest plan by the model. Among near equals the first: few positions in a thread, wide pieces of memory.
 inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, int64_t alignment,
                           const DeviceLimits& device) {
   ScanPlan best;
   double best_time = 0;
   const int64_t length = Extent(s).length;
+  const auto consider = [&](int vector, int lanes, int64_t run, bool tiled) {
+    if (run > length || !vector_fits(s, backward, run == 1, element_bytes, alignment, vector)) return;
+    ScanPlan plan;
+    plan.vector = vector;
+    plan.lanes = lanes;
+    plan.run = static_cast<int>(run);
+    plan.tiled = tiled;
+    complete_plan(s, backward, plan);
+    if (plan.threads() > kMaxThreads || plan.shared_bytes > device.shared_per_block) return;
+    const double time = modelled_time(s, backward, element_bytes, device, plan);
+    if (time < 0 || (best.vector > 0 && time > 0.97 * best_time)) return;
+    best = plan;
+    best_time = time;
+  };
   for (int vector : {8, 4, 1}) {
-    if (!vector_fits(s, backward, element_bytes, alignment, vector)) continue;
-    for (int lanes = 32; lanes >= 1; lanes /= 2) {
-      const int64_t shortest = std::max<int64_t>(1, (length * lanes + kMaxThreads - 1) / kMaxThreads);
-      for (int64_t run : {shortest, 2 * shortest, 4 * shortest}) {
-        for (bool tiled : {false, true}) {
-          if (run > length || (tiled && (!backward || s.directions == 1))) continue;
-          ScanPlan plan;
-          plan.vector = vector;
-          plan.lanes = lanes;
-          plan.run = static_cast<int>(run);
-          plan.tiled = tiled;
-          complete_plan(s, backward, plan);
-          if (plan.threads() > kMaxThreads || plan.shared_bytes > device.shared_per_block) continue;
-          const double time = modelled_time(s, backward, element_bytes, device, plan);
-          if (time < 0 || (best.vector > 0 && time > 0.98 * best_time)) continue;
-          best = plan;
-          best_time = time;
-        }
+    for (int stretch = 1; stretch <= 4; stretch++)
+      for (int lanes = 32; lanes >= 1; lanes /= 2) {
+        const int64_t shortest = std::max<int64_t>(1, (length * lanes + kMaxThreads - 1) / kMaxThreads);
+        consider(vector, lanes, stretch * shortest, false);
+        if (backward && s.directions > 1) consider(vector, lanes, stretch * shortest, true);
       }
-    }
-    if (best.vector > 0) return best;
+    if (best.vector > 0) break;
   }
   return best;
 }

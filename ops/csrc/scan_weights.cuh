@@ -62,14 +62,20 @@ __device__ __forceinline__ void normalize(int normalization, const float (&l)[3]
   }
 }
 
-// dl_d = w_d (dw_d - sum w dw) (1 - sigmoid(l_d)), and its simpler kin. Linear in dw.
+// dl_d = w_d (dw_d - sum w dw) (1 - sigmoid(l_d)), and its simpler kin. Linear in dw. As the weights sum to 1, what is
+// in brackets is a sum of w_d' (dw_d - dw_d'), which does not cancel when one weight is close to 1.
 __device__ __forceinline__ void chain_rule(int normalization, const Weights& weights, float (&dw)[3]) {
   if (normalization == kNone) return;
-  const float mean = normalization == kRowStochastic
-                         ? weights.w[0] * dw[0] + weights.w[1] * dw[1] + weights.w[2] * dw[2]
-                         : 0.f;
+  const float(&w)[3] = weights.w;
+  float centred[3] = {dw[0], dw[1], dw[2]};
+  if (normalization == kRowStochastic) {
+    const float d01 = dw[0] - dw[1], d02 = dw[0] - dw[2], d12 = dw[1] - dw[2];
+    centred[0] = w[1] * d01 + w[2] * d02;
+    centred[1] = w[2] * d12 - w[0] * d01;
+    centred[2] = -(w[0] * d02 + w[1] * d12);
+  }
 #pragma unroll
-  for (int d = 0; d < 3; d++) dw[d] = weights.w[d] * (dw[d] - mean) * weights.slope[d];
+  for (int d = 0; d < 3; d++) dw[d] = w[d] * centred[d] * weights.slope[d];
 }
 
 // What stands for the logit of a neighbour that does not exist.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ops.arguments import DIRECTIONS, NORMALIZATIONS
+from tests.ops.cases import make_inputs
 
 SOURCES = Path(__file__).resolve().parents[2] / "ops" / "csrc"
 EMULATION = Path(__file__).resolve().parent / "emulation"
@@ -33,13 +34,10 @@ class Scan(NamedTuple):
         sizes = [self.batch, self.height, self.width, len(codes), self.channels, self.groups, self.segment]
         return (ctypes.c_int64 * 12)(*sizes, NORMALIZATIONS.index(self.normalization), *codes)
 
-    def inputs(self, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
+    def inputs(self, dtype: torch.dtype, scale: float = 2.0, seed: int = 0) -> list[torch.Tensor]:
         """Random x, lam, logits."""
-        generator = torch.Generator().manual_seed(seed)
-        k = len(self.directions)
-        x = (self.batch, self.height, self.width, self.channels)
-        shapes = [x, (*x[:3], k, self.channels), (*x[:3], k, 3, self.groups)]
-        return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        sizes = self[:5]
+        return [t.detach() for t in make_inputs(*sizes, len(self.directions), dtype, scale=scale, seed=seed)]
 
 
 class Plan(NamedTuple):
@@ -69,7 +67,7 @@ class PlanReport(NamedTuple):
         return self.lanes * self.rows
 
 
-def compile_emulation(folder: Path, edit: Callable[[str, str], str] | None = None) -> ctypes.CDLL:
+def compile_emulation(folder: Path, edit: Callable[[str, str], str] | None = None, level: str = "-O1") -> ctypes.CDLL:
     """Compile the kernels for the host; `edit` (file name, text) -> text changes the source on its way."""
     sources = folder / "csrc"
     sources.mkdir(parents=True)
@@ -77,7 +75,7 @@ def compile_emulation(folder: Path, edit: Callable[[str, str], str] | None = Non
         text = path.read_text()
         (sources / path.name).write_text(edit(path.name, text) if edit else text)
     library = folder / "libemulation.so"
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-DGSPN_HOST_EMULATION", "-Wno-unknown-pragmas"]
+    command = ["g++", "-std=c++17", level, "-shared", "-fPIC", "-DGSPN_HOST_EMULATION", "-Wno-unknown-pragmas"]
     command += [f"-I{sources}", f"-I{EMULATION}", *map(str, sorted(EMULATION.glob("*.cpp"))), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     loaded = ctypes.CDLL(str(library))

@@ -1,0 +1,47 @@
+"""The CUDA compiler's report of the last build: no spills, no local memory, registers within the plan's bound."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.compiler_report import REPORT, Kernel, read_report
+from ops.scan import LIBRARY
+
+INFO = json.loads(LIBRARY.with_name("build.json").read_text()) if LIBRARY.exists() else {"backends": []}
+pytestmark = pytest.mark.skipif(
+    "cuda" not in INFO["backends"], reason="the library was built without a CUDA compiler (make CUDA=0)"
+)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Kernel]:
+    return read_report(REPORT)
+
+
+def test_every_architecture_has_every_kernel(kernels):
+    architectures = {"sm_" + number.replace(".", "") for number in re.findall(r"\d+\.\d+[af]?", INFO["architectures"])}
+    assert {kernel.architecture for kernel in kernels} == architectures
+    for architecture in architectures:
+        built = {kernel[1:6] for kernel in kernels if kernel.architecture == architecture}
+        for dtype, vectors in (("float32", (1, 4)), ("bfloat16", (1, 4, 8)), ("float16", (1, 4, 8))):
+            for vector in vectors:
+                for grouped in (False, True):
+                    for single in (False, True):
+                        assert ("scan_forward", dtype, vector, grouped, single) in built
+                        if vector < 8 or (grouped and single):
+                            assert ("scan_backward", dtype, vector, grouped, single) in built
+            assert {("sum_parts", dtype, vector, False, False) for vector in (1, 4)} <= built
+
+
+def test_nothing_spills(kernels):
+    assert kernels
+    for kernel in kernels:
+        assert kernel.spilled_bytes == 0 and kernel.stack_bytes == 0, kernel
+
+
+def test_registers_are_as_the_plan_believes(kernels):
+    """register_limit of scan_plan.h: more registers would mean fewer resident blocks than the plan counts on."""
+    for kernel in kernels:
+        narrow = kernel.vector == 1 or (kernel.vector == 4 and kernel.pass_ == "scan_forward")
+        assert kernel.registers <= (64 if narrow or kernel.pass_ == "sum_parts" else 96), kernel

@@ -1,0 +1,208 @@
+"""The CUDA kernels' own source, run on the CPU: against the float64 reference, watched for races and stray accesses."""
+
+import pytest
+import torch
+
+from ops.arguments import NORMALIZATIONS
+from ops.reference import gspn_scan_reference
+from tests.ops.cases import SHAPES, SUBSETS, widened
+from tests.ops.cuda_emulation import Plan, Scan, compile_emulation, make_plan, run_backward, run_forward
+from tests.utils import assert_near
+
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return compile_emulation(tmp_path_factory.mktemp("emulation"))
+
+
+def compare(library, scan, dtype, forward=Plan(), backward=Plan(), scale=2.0):
+    """Run both passes in the emulation and compare h and the gradients with the reference's."""
+    inputs = scan.inputs(dtype, scale)
+    wide = widened(inputs)
+    settings = (scan.directions, scan.segment, scan.normalization)
+    expected = gspn_scan_reference(*wide, *settings)
+    grad_h = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    wanted = torch.autograd.grad(expected, wide, grad_h.double(), allow_unused=True, materialize_grads=True)
+    h = run_forward(library, scan, inputs, forward)
+    assert_near(h, expected, "h")
+    gradients = run_backward(library, scan, [grad_h, *inputs, h], backward)
+    for name, actual, gradient in zip(("dx", "dlam", "dlogits"), gradients, wanted, strict=True):
+        assert_near(actual, gradient, name)
+
+
+# Plans that between them take every branch: (vector, lanes, run, tiled), forward and backward.
+PLANS = {
+    "a position a thread": (Plan(4, 4, 1), Plan(4, 4, 1)),
+    "lanes that outnumber the channels": (Plan(4, 16, 1), Plan(4, 16, 1)),
+    "one lane": (Plan(4, 1, 1), Plan(4, 1, 1)),
+    "single channels": (Plan(1, 8, 1), Plan(1, 8, 1)),
+    "runs of two": (Plan(4, 4, 2), Plan(4, 4, 2)),
+    "runs of three, single channels": (Plan(1, 4, 3), Plan(1, 4, 3)),
+    "a run as long as a line": (Plan(4, 2, 8), Plan(4, 2, 8)),
+    "runs longer than lines": (Plan(4, 2, 11), Plan(4, 2, 11)),
+    "tiled": (Plan(4, 4, 1), Plan(4, 4, 1, True)),
+    "tiled runs": (Plan(1, 4, 2), Plan(1, 4, 3, True)),
+}
+
+
+@pytest.mark.parametrize("plans", PLANS.values(), ids=PLANS.keys())
+@pytest.mark.parametrize("groups", [24, 6, 2, 1], ids="groups={}".format)
+@pytest.mark.parametrize("segment", [0, 3], ids="segment={}".format)
+def test_plans(library, plans, groups, segment):
+    compare(library, Scan(2, 5, 8, 24, groups, segment=segment), torch.float32, *plans)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [32, 4, 1], ids="groups={}".format)
+@pytest.mark.parametrize("vector", [8, 4, 1], ids="vector={}".format)
+@pytest.mark.parametrize("run", [1, 3], ids="run={}".format)
+def test_half_precision(library, dtype, groups, vector, run):
+    widest = 8 if run == 1 and groups < 32 else 4
+    backward = Plan(min(vector, widest), 2, run, tiled=run == 3)
+    compare(library, Scan(2, 6, 5, 32, groups, segment=4), dtype, Plan(vector, 2, run), backward)
+
+
+@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS.keys())
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_shapes_as_the_op_plans_them(library, shape, dtype):
+    *sizes, segment = shape
+    compare(library, Scan(*sizes, segment=segment), dtype)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("groups", [8, 1])
+def test_normalizations(library, normalization, groups):
+    for directions in (("left",), ("up", "right")):
+        scan = Scan(2, 4, 7, 8, groups, directions, normalization=normalization)
+        compare(library, scan, torch.float32, scale=0.2 if normalization == "none" else 40.0)
+
+
+def test_each_subset_of_directions(library):
+    for directions in SUBSETS:
+        compare(library, Scan(1, 3, 4, 4, 4, directions), torch.float32)
+
+
+def test_extreme_logits(library):
+    values = torch.tensor([-3.4e38, -1e4, 3.4e38, 1e4, -88.0, -28.0, 0.0, 3.0])
+    for scan in (Scan(2, 4, 6, 40, 40), Scan(2, 4, 6, 40, 40, normalization="sigmoid")):
+        inputs = scan.inputs(torch.float32)
+        choice = torch.randint(len(values), inputs[2].shape, generator=torch.Generator().manual_seed(2))
+        inputs[2] = values[choice]
+        wide = widened(inputs)
+        expected = gspn_scan_reference(*wide, normalization=scan.normalization)
+        h = run_forward(library, scan, inputs)
+        assert_near(h, expected, "h")
+        wanted = torch.autograd.grad(expected.sum(), wide)
+        for actual, gradient in zip(run_backward(library, scan, [torch.ones_like(h), *inputs, h]), wanted, strict=True):
+            assert_near(actual, gradient)
+
+
+def test_bit_equal_for_every_order_of_blocks_and_threads(library):
+    scan = Scan(2, 6, 5, 24, 2)
+    inputs = scan.inputs(torch.float32)
+    runs = []
+    for seed in range(4):
+        h = run_forward(library, scan, inputs, seed=seed)
+        runs.append([h, *run_backward(library, scan, [h, *inputs, h], Plan(4, 1, 1), seed=seed)])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+# What the emulation and the comparison must notice: (file, text, its mutation, what is seen).
+MUTATIONS = {
+    "forward: barrier removed": ("scan_forward.cuh", "if (item.place + 1 == run) __syncthreads();", "", "shared memory"),
+    "backward: barrier removed": ("scan_backward.cuh", "if (item.place + 1 == run) __syncthreads();", "", "shared memory"),
+    "forward: halo from the wrong side": (
+        "scan_forward.cuh", "slots.read(edge(line - 1, false), 1, after)", "slots.read(edge(line - 1, false), 0, after)", "h "
+    ),
+    "backward: h of the wrong neighbour": ("scan_backward.cuh", "tensors.h + h_at + neighbour", "tensors.h + h_at", "dlogits"),
+    "forward: one line too many": (
+        "scan_forward.cuh", "if (item.line < own_lines && n < walk.length) {", "if (n < walk.length) {", "every tensor|second write"
+    ),
+}  # fmt: skip
+
+
+def test_mutations_are_noticed(tmp_path):
+    """One compilation a side: the forward and the backward mutations of a round do not meet."""
+    forward = [item for item in MUTATIONS.items() if item[0].startswith("forward")]
+    backward = [item for item in MUTATIONS.items() if item[0].startswith("backward")]
+    scan = Scan(2, 5, 4, 8, 8, segment=3)
+    inputs = scan.inputs(torch.float32)
+    for number, round_ in enumerate([(forward[0], backward[0]), (forward[1], backward[1]), (forward[2],)]):
+
+        def mutate(name, text, round_=round_):
+            for _, (file, old, new, _) in round_:
+                if file == name:
+                    assert text.count(old) == 1, f"{name} has no single {old!r}: adapt the mutation"
+                    text = text.replace(old, new)
+            return text
+
+        library = compile_emulation(tmp_path / str(number), mutate, level="-O0")
+        for title, (_, _, _, seen) in round_:
+            with pytest.raises(AssertionError, match=seen):
+                if title.startswith("forward"):
+                    h = run_forward(library, scan, inputs)
+                    assert_near(h, gspn_scan_reference(*widened(inputs), segment=scan.segment), "h ")
+                else:
+                    wide = widened(inputs)
+                    h = gspn_scan_reference(*wide, segment=scan.segment)
+                    wanted = torch.autograd.grad(h.sum(), wide)
+                    stored = h.detach().float()
+                    actual = run_backward(library, scan, [torch.ones_like(stored), *inputs, stored])
+                    for name, one, other in zip(("dx", "dlam", "dlogits"), actual, wanted, strict=True):
+                        assert_near(one, other, name)
+
+
+def report(library, scan, backward=False, dtype=torch.bfloat16, **limits):
+    return make_plan(library, scan, backward, dtype, **limits)
+
+
+def test_plan_takes_the_widest_access(library):
+    assert report(library, Scan(64, 16, 16, 1152, 72)).vector == 8
+    assert report(library, Scan(64, 16, 16, 1152, 72), alignment=8).vector == 4
+    assert report(library, Scan(64, 16, 16, 1152, 72), alignment=2).vector == 1
+    assert report(library, Scan(64, 16, 16, 900, 900)).vector == 4  # rows of 1,800 bytes
+    assert report(library, Scan(64, 16, 16, 1152, 288)).vector == 4  # groups of 4 channels
+    assert report(library, Scan(64, 16, 16, 1152, 1152), dtype=torch.float32).vector == 4
+    assert report(library, Scan(2, 16, 16, 37, 37)).vector == 1
+
+
+@pytest.mark.parametrize("channels, groups", [(1500, 1500), (900, 900), (1152, 72), (1152, 1)])
+def test_plan_of_short_lines_keeps_them_in_registers_and_dx_in_the_block(library, channels, groups):
+    scan = Scan(64, 16, 16, channels, groups)
+    for backward in (False, True):
+        plan = report(library, scan, backward)
+        assert plan.run == 1
+        assert plan.tiled == backward
+        assert plan.lanes * plan.vector * 2 >= 32  # a sector of memory at least
+        assert plan.blocks >= 4 * 132
+
+
+@pytest.mark.parametrize("side", [1, 2, 64, 128, 256, 700, 1024, 4096, 9000])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("channels, groups", [(8, 8), (1152, 72), (1500, 1500), (7, 1)])
+def test_plan_exists_and_fits(library, side, backward, channels, groups):
+    for dtype in (torch.float32, torch.bfloat16):
+        for shared in (99 * 1024, 163 * 1024, 227 * 1024):
+            plan = report(library, Scan(1, side, side, channels, groups), backward, dtype, shared_per_block=shared)
+            assert plan.vector >= 1
+            assert plan.rows * plan.run >= side
+            assert plan.threads <= 512
+            assert plan.shared_bytes <= shared
+            if plan.vector == 8:
+                assert not backward or (plan.run == 1 and groups < channels)
+
+
+def test_plan_refuses_lines_that_no_block_holds(library):
+    assert report(library, Scan(1, 1, 200_000, 8, 8)).vector == 0
+
+
+def test_plan_uses_the_whole_device(library):
+    """At 64x64 tokens and batch 4 the scans of 1,152 channels are not many: no plan may leave a short last wave."""
+    plan = report(library, Scan(4, 64, 64, 1152, 72))
+    warps = -(-plan.threads // 32)
+    resident = 132 * (20 // warps)  # at 96 registers
+    waves = plan.blocks / resident
+    assert waves <= 1 or waves % 1 == 0 or waves % 1 > 0.5
