@@ -56,12 +56,12 @@ def build_diffusion(config: Config) -> Diffusion:
 
 
 def create_accelerator(config: TrainConfig) -> Accelerator:
-    """Device and processes as the launcher says; the precision as the config says, not the launcher."""
+    """Device and processes as the launcher says. Its precision is not taken: train.precision decides."""
     # DDP takes the stride of an axis of length one (a depthwise kernel's) for a difference in layout.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else accelerate leaves CPU processes unconnected
-        mixed_precision="no" if config.precision == "fp32" else "bf16",
+        mixed_precision="no",
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     processes = accelerator.num_processes

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
@@ -47,6 +48,9 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a forward without a backward leaves its gathered weights in place
         parameters = self.parameters()
         held = [parameter.clone() for parameter in parameters]
         torch._foreach_copy_(parameters, self.average)

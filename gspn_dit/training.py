@@ -187,7 +187,9 @@ class Trainer:
 
     def backward(self, batch: Batch) -> torch.Tensor:
         """Add a micro-batch to the gradient; its share of this process's mean of each loss term, (terms,)."""
-        losses = self.diffusion.losses(self.wrapped, batch.x, batch.t, batch.y, batch.noise)
+        bf16 = self.config.train.precision == "bf16"
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
+            losses = self.diffusion.losses(self.wrapped, batch.x, batch.t, batch.y, batch.noise)
         self.accelerator.backward(losses["loss"].sum() / self.batches.local)
         self.columns = (*losses, "grad_norm")
         return torch.stack([term.detach().sum() for term in losses.values()]) / self.batches.local

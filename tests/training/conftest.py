@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 
 from gspn_dit import training
 from gspn_dit.config import load_config
@@ -44,9 +43,6 @@ def train_run(tiny_yaml, tmp_path) -> Callable[..., Path]:
     def run(name: str, *overrides: str, status: int = 0) -> Path:
         folder = tmp_path / name
         config = load_config(tiny_yaml, [f"run_dir={folder}", *overrides])
-        # accelerate keeps its state for the whole process; each run here may choose its precision
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
         assert training.train(config) == status
         return folder
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def final_state(run_dir: Path) -> dict:
-    """What must be equal of two runs that are the same to the bit: tensors, by hash, and the log but its speed."""
+    """What two runs that are the same to the bit share: tensors, by hash, and the log but its speed."""
     newest = max((run_dir / "checkpoints").glob("step_*"))
     state = json.loads((newest / "state.json").read_text())
     hashes = {name: file["sha256"] for name, file in state["files"].items() if name.endswith("safetensors")}

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from run_state import final_state
 from safetensors.torch import load_file, save_file
 
 from gspn_dit import checkpoint
 from gspn_dit.checkpoint import damage, latest_checkpoint, load_model
 from gspn_dit.errors import UserError
+from tests.training.run_state import final_state
 
 
 @pytest.fixture

@@ -2,36 +2,39 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from run_state import final_state
 
 from gspn_dit.checkpoint import latest_checkpoint
+from tests.training.run_state import final_state
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20
 OVERRIDES = (
     "model.width=192",
     "model.depth=2",
-    "train.steps=400",
+    "train.steps=200",
     "train.checkpoint_every=5",
     "train.keep_last=2",
 )
 
 
-def kill_when(command: list, reached) -> bool:
+def kill_when(command: list, reached: Callable[[], bool]) -> bool:
     """Run a command until `reached()` holds, then SIGKILL it; whether it ended by itself before."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            if reached():
-                process.send_signal(signal.SIGKILL)
-                return False
-        return process.returncode == 0
+        while True:
+            try:
+                return process.wait(timeout=0.002) == 0
+            except subprocess.TimeoutExpired:
+                if reached():
+                    process.kill()
+                    return False
 
 
 def last_step(run_dir: Path) -> int:
@@ -44,6 +47,16 @@ def rows(run_dir: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
+def in_a_save(run_dir: Path, start: int) -> bool:
+    """Whether the run has moved on and is writing a checkpoint."""
+    return last_step(run_dir) > start and any(run_dir.glob("checkpoints/.tmp-step_*/*.safetensors"))
+
+
+def past(run_dir: Path, start: int, steps: int) -> bool:
+    """Whether the run has moved on, to this step at least."""
+    return last_step(run_dir) > start and rows(run_dir) >= steps
+
+
 @pytest.mark.slow
 def test_twenty_kills_leave_no_trace(train_run, tiny_yaml, tmp_path):
     """Half of the kills fall inside a save, half at a random number of steps after the last checkpoint."""
@@ -54,17 +67,12 @@ def test_twenty_kills_leave_no_trace(train_run, tiny_yaml, tmp_path):
     inside = 0
     for kill in range(KILLS):
         start = last_step(run_dir)
-        steps = start + chance.randint(6, 12)
-        aside = run_dir / "checkpoints"
-
-        def in_a_save(start=start, aside=aside) -> bool:
-            return last_step(run_dir) > start and any(aside.glob(".tmp-step_*/*.safetensors"))
-
-        def after_steps(steps=steps) -> bool:
-            return rows(run_dir) >= steps and last_step(run_dir) > start
-
-        assert not kill_when(command, in_a_save if kill % 2 else after_steps)
-        inside += any(aside.glob(".tmp-step_*"))
+        moments = (
+            partial(past, run_dir, start, start + chance.randint(6, 12)),
+            partial(in_a_save, run_dir, start),
+        )
+        assert not kill_when(command, moments[kill % 2])
+        inside += any(run_dir.glob("checkpoints/.tmp-step_*"))
         assert last_step(run_dir) > start
     assert inside >= 5
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0

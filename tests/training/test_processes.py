@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_state import log_rows
 from safetensors.torch import load_file
 
 from gspn_dit.checkpoint import latest_checkpoint
+from tests.training.run_state import log_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,34 +22,23 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch_processes(count: int, *arguments: str) -> None:
-    """Start train.py as a launcher does: the same command, and who is who in the environment."""
-    shared = {
-        "WORLD_SIZE": count,
-        "LOCAL_WORLD_SIZE": count,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-    }
+def launch_processes(program: str, *arguments: str) -> None:
+    """Start two processes as a launcher does: the same command, and who is who in the environment."""
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     processes = []
-    for rank in range(count):
-        settings = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
+    for rank in range(2):
+        settings = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
         environment = os.environ | {key: str(value) for key, value in settings.items()}
-        processes.append(
-            subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, env=environment)
-        )
-    assert [process.wait() for process in processes] == [0] * count
+        processes.append(subprocess.Popen([sys.executable, program, *arguments], cwd=ROOT, env=environment))
+    assert [process.wait() for process in processes] == [0, 0]
 
 
-def accelerate_launch(config_file: str, *arguments: str) -> None:
-    command = ["accelerate.commands.launch", "--config_file", ROOT / "configs/accelerate" / config_file]
-    options = ["--num_processes", "2", "--main_process_port", str(free_port())]
+def accelerate_launch(program: str, *arguments: str) -> None:
+    """Start two processes by the command of the README."""
+    options = ["--config_file", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
+    command = ["accelerate.commands.launch", *options, "--main_process_port", str(free_port()), program]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-m", *command, *options, "train.py", *arguments],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-    )
+    subprocess.run([sys.executable, "-m", *command, *arguments], cwd=ROOT, env=environment, check=True)
 
 
 def assert_equal_runs(run_a: Path, run_b: Path) -> None:
@@ -63,20 +52,27 @@ def assert_equal_runs(run_a: Path, run_b: Path) -> None:
 def test_two_processes_with_micro_batches_equal_one(train_run, tiny_yaml, tmp_path):
     one = train_run("one")
     two = tmp_path / "two"
-    launch_processes(2, str(tiny_yaml), f"run_dir={two}", "train.micro_batch=2", "train.sample_every=5")
+    launch_processes(
+        "train.py", str(tiny_yaml), f"run_dir={two}", "train.micro_batch=2", "train.sample_every=5"
+    )
     assert_equal_runs(one, two)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config_file", ["ddp.yaml", "fsdp2.yaml"])
-def test_fifty_steps_of_two_processes_resumed_half_way(train_run, tiny_yaml, tmp_path, config_file):
-    overrides = ("train.steps=50", "train.checkpoint_every=20", "model.width=32", "model.depth=2")
-    one = train_run("one", *overrides)
+@pytest.mark.parametrize(
+    ("launch", "program"),
+    [(accelerate_launch, "train.py"), (launch_processes, "tests/training/fsdp2_on_cpu.py")],
+    ids=["ddp", "fsdp2"],
+)
+def test_fifty_steps_of_two_processes_resumed_half_way(train_run, tiny_yaml, tmp_path, launch, program):
+    overrides = (
+        "train.schedule=constant",
+        "train.checkpoint_every=20",
+        "train.sample_every=15",
+        "model.depth=2",
+    )
+    one = train_run("one", *overrides, "train.steps=50")
     two = tmp_path / "two"
     for steps in (25, 50):
-        # The rate must not know that the first half is a run of its own.
-        halves = ("train.schedule=constant",) if steps == 0 else ()
-        accelerate_launch(
-            config_file, str(tiny_yaml), f"run_dir={two}", *overrides, f"train.steps={steps}", *halves
-        )
+        launch(program, str(tiny_yaml), f"run_dir={two}", *overrides, f"train.steps={steps}")
     assert_equal_runs(one, two)

@@ -8,7 +8,6 @@ import signal
 
 import pytest
 import torch
-from run_state import final_state, log_rows
 from safetensors.torch import load_file
 
 from gspn_dit import training
@@ -18,6 +17,7 @@ from gspn_dit.data.batches import Batches
 from gspn_dit.ema import EMA, decay_at
 from gspn_dit.errors import UserError
 from gspn_dit.training import STOPPED, Trainer, learning_rate
+from tests.training.run_state import final_state, log_rows
 
 RATE = TrainConfig(steps=110, batch_size=1, learning_rate=2.0, warmup_steps=10, min_learning_rate=1.0)
 
