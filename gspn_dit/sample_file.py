@@ -32,8 +32,12 @@ def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray, sett
 
 def read_settings(path: Path) -> dict | None:
     """The settings stored beside a sample file; None where there are none."""
+    return read_json(path.with_suffix(".json"))
+
+
+def read_json(path: Path) -> dict | None:
     try:
-        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -53,7 +57,7 @@ class SampleFile:
             raise UserError(f"--npz {self.path}: expected a name that ends in .npz")
         if self.path.exists() and read_settings(self.path) is None and not self.parts.exists():
             raise UserError(f"{self.path} exists and has no settings beside it: give another name, or remove it")
-        for stored in (read_settings(self.path), read_settings(self.parts / "settings.npz")):
+        for stored in (read_settings(self.path), read_json(self.parts / "settings.json")):
             for key in sorted(differing(stored, self.settings)):
                 found, asked = stored.get(key), self.settings.get(key)
                 raise UserError(
@@ -67,8 +71,9 @@ class SampleFile:
 
     @property
     def complete(self) -> bool:
-        """Whether the file itself is there; its settings are written after it."""
-        return self.path.exists() and read_settings(self.path) == self.settings and not self.parts.exists()
+        """Whether the file is there, with these settings, which are written after it."""
+        stored = read_settings(self.path)
+        return self.path.exists() and stored is not None and not differing(stored, self.settings)
 
     def numbers(self, shard: int) -> range:
         """The numbers of a shard's images."""
@@ -105,7 +110,7 @@ class SampleFile:
         labels = np.concatenate([load(path, "labels") for path in paths])
         write_npz(self.path, self.count, shape, (load(path, "arr_0") for path in paths), labels)
         write_json(self.path.with_suffix(".json"), self.settings)
-        shutil.rmtree(self.parts)
+        shutil.rmtree(self.parts, ignore_errors=True)
 
 
 def differing(stored: dict | None, settings: dict) -> set[str]:

@@ -1,0 +1,185 @@
+"""Sampling from a trained run: the request and its checks, a grid of classes, and sample files of any length."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+
+from gspn_dit.autoencoder import Autoencoder, create_autoencoder
+from gspn_dit.checkpoint import find_checkpoint, load_model, read_state
+from gspn_dit.config import Config, load_config
+from gspn_dit.diffusion import check_sampling, default_sampler
+from gspn_dit.errors import UserError
+from gspn_dit.sample_file import SampleFile
+from gspn_dit.sampling import generate, keyed_labels, save_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of a run; None leaves a choice to the run's config."""
+
+    run: str
+    """A run folder or a checkpoint folder."""
+    ema: bool = True
+    """The averaged weights, not the last ones."""
+    sampler: str | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    cfg_interval: tuple[float, float] | None = None
+    seed: int = 0
+    vae: str | None = None
+    """Decoder in place of the run's own: a hub id or a folder in diffusers' format."""
+    batch_size: int = 16
+
+    def resolve(self) -> "Resolved":
+        """Fill in the run's own choices and check them all, without loading a weight."""
+        checkpoint = find_checkpoint(self.run)
+        config = load_config(checkpoint / "config.yaml")
+        defaults = config.sample
+        sampler = self.sampler or defaults.sampler or default_sampler(config.diffusion.objective)
+        request = dataclasses.replace(
+            self,
+            run=str(checkpoint),
+            sampler=sampler,
+            steps=defaults.steps if self.steps is None else self.steps,
+            cfg_scale=defaults.cfg_scale if self.cfg_scale is None else self.cfg_scale,
+            cfg_interval=self.cfg_interval or defaults.cfg_interval,
+            vae=self.vae or config.data.autoencoder,
+        )
+        try:
+            check_sampling(
+                config.diffusion.objective, sampler, request.steps, request.cfg_scale, request.cfg_interval
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return Resolved(request, config, read_state(checkpoint))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request whose every choice is made and checked."""
+
+    request: Request
+    config: Config
+    state: dict
+    """state.json of the checkpoint."""
+
+    @property
+    def num_classes(self) -> int:
+        return self.state["model"]["num_classes"]
+
+    def check_classes(self, classes: list[int]) -> None:
+        """Raise `UserError` for a class that the model was not trained on."""
+        for label in classes:
+            if not 0 <= label < self.num_classes:
+                raise UserError(f"--classes holds {label}; this model has the classes 0 to {self.num_classes - 1}")
+
+    def load(self, device: torch.device) -> tuple[nn.Module, Autoencoder]:
+        """The model and the decoder, on the device."""
+        if self.request.vae is None and self.config.data.kind != "mnist":
+            raise UserError("the run does not say what decodes its latents: give --vae HUB_ID_OR_FOLDER")
+        model, _, _ = load_model(self.request.run, ema=self.request.ema, device=device)
+        return model, create_autoencoder(self.request.vae, device)
+
+    def settings(self, model: nn.Module, autoencoder: Autoencoder, labels: str) -> dict:
+        """What decides the images of a sample file, stored beside it and printed with its scores."""
+        request = self.request
+        weights = "ema.safetensors" if request.ema else "model.safetensors"
+        return {
+            "path": request.run,
+            "checkpoint": self.state["files"][weights]["sha256"],
+            "model": self.config.model.name,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "training_step": self.state["step"],
+            "training_images": self.state["images_seen"],
+            "ema": request.ema,
+            "objective": self.config.diffusion.objective,
+            "sampler": request.sampler,
+            "steps": request.steps,
+            "cfg_scale": request.cfg_scale,
+            "cfg_interval": request.cfg_interval,
+            "labels": labels,
+            "seed": request.seed,
+            "decoder": autoencoder.identity,
+        }
+
+    def generate(
+        self,
+        model: nn.Module,
+        autoencoder: Autoencoder,
+        labels: torch.Tensor,
+        indices: torch.Tensor,
+        device: torch.device,
+        progress: bool = True,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`gspn_dit.sampling.generate` with the request's choices."""
+        request = self.request
+        return generate(
+            model,
+            self.config,
+            autoencoder,
+            labels,
+            indices,
+            seed=request.seed,
+            sampler=request.sampler,
+            steps=request.steps,
+            cfg_scale=request.cfg_scale,
+            cfg_interval=request.cfg_interval,
+            batch_size=request.batch_size,
+            device=device,
+            progress=progress,
+        )
+
+
+def connect() -> Accelerator:
+    """The processes of the launcher. They may finish hours apart, which must not end the run."""
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else accelerate leaves CPU processes unconnected
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+    )
+
+
+def sample_grid(resolved: Resolved, classes: list[int], per_class: int, path: Path, device: torch.device) -> None:
+    """Write a PNG with a row of `per_class` samples for each class."""
+    resolved.check_classes(classes)
+    model, autoencoder = resolved.load(device)
+    labels = torch.tensor(classes).repeat_interleave(per_class)
+    batches = resolved.generate(model, autoencoder, labels, torch.arange(len(labels)), device)
+    images = torch.cat([images for _, images in batches])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_grid(images, len(classes), path)
+
+
+def sample_file(resolved: Resolved, count: int, labels: str, path: Path, accelerator: Accelerator) -> dict:
+    """Write `count` samples as one npz, or what is missing of it; returns its settings.
+
+    Every process of the launcher must call this. Each makes its own shards; the first joins them. Memory does not grow
+    with `count`.
+    """
+    model, autoencoder = resolved.load(accelerator.device)
+    settings = {**resolved.settings(model, autoencoder, labels), "count": count}
+    file = SampleFile(path, count, settings)
+    file.check()
+    if file.complete:
+        return settings
+    file.open()
+    shards = file.missing(accelerator.process_index, accelerator.num_processes)
+    numbers = [number for shard in shards for number in file.numbers(shard)]
+    indices = torch.tensor(numbers, dtype=torch.int64)
+    y = keyed_labels(indices, resolved.num_classes, seed=resolved.request.seed, balanced=labels == "balanced")
+    batches = resolved.generate(
+        model, autoencoder, y, indices, accelerator.device, progress=accelerator.is_main_process
+    )
+    places = iter(y.split(resolved.request.batch_size))
+    file.write(shards, ((images.numpy(), next(places).numpy()) for _, images in batches))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        file.merge()
+    accelerator.wait_for_everyone()
+    return settings

@@ -1,0 +1,134 @@
+"""Sample from a trained run: python sample.py RUN_OR_CHECKPOINT [options]"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from gspn_dit import errors
+from gspn_dit.errors import UserError
+
+EXAMPLES = """\
+examples:
+  python sample.py runs/demo --classes 0,3,7 --per-class 8 --cfg-scale 2.0 --out grid.png
+  accelerate launch --num_processes 8 sample.py runs/gspn_b2 --num 50000 --npz samples.npz --batch-size 64
+
+A grid has a row for each class. A sample file is ADM's: `arr_0` (N, H, W, 3) uint8, and `labels`; what decides its
+images is stored beside it as samples.json, and the same command again continues one that was interrupted. Image i
+depends on the seed and on i alone, not on the batch size or the number of processes.
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = errors.ArgumentParser(
+        prog="sample.py",
+        description="Sample images from a trained run, as a grid or as a file for scores.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a folder that train.py made")
+    parser.add_argument("--classes", metavar="A,B,...", help="rows of the grid (default: ten, evenly spaced)")
+    parser.add_argument("--per-class", metavar="N", type=int, help="columns of the grid (default: the run's own)")
+    parser.add_argument("--out", metavar="PNG", help="the grid's file (default: grid.png)")
+    parser.add_argument("--num", metavar="N", type=int, help="write N samples to --npz, in place of a grid")
+    parser.add_argument("--npz", metavar="FILE", help="the sample file that --num fills")
+    parser.add_argument(
+        "--labels",
+        choices=("random", "balanced"),
+        help="labels of a sample file: uniform and independent, or round the classes (default: random)",
+    )
+    parser.add_argument("--sampler", metavar="NAME", help="ddpm, ddim, dpm-solver++; euler, heun (default: the run's own)")
+    parser.add_argument("--steps", metavar="N", type=int, help="sampling steps (default: the run's own)")
+    parser.add_argument(
+        "--cfg-scale",
+        metavar="W",
+        type=float,
+        help="classifier-free guidance, 1.0 is none (default: the run's own for a grid, 1.0 for a sample file)",
+    )
+    parser.add_argument("--cfg-interval", metavar="LOW,HIGH", help="guide only for t between (default: everywhere)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="key of every draw (default: 0)")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="images at once (default: 16)")
+    parser.add_argument("--vae", metavar="HUB_ID_OR_FOLDER", help="decoder (default: the run's own)")
+    parser.add_argument("--no-ema", action="store_true", help="the last weights, not their average")
+    return parser.parse_args(argv)
+
+
+def numbers(text: str | None, option: str, kind: type) -> list | None:
+    """The numbers of a list such as 0,3,7."""
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: expected numbers with commas between, such as 0,3,7") from None
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` for what is wrong whatever the run is."""
+    for option, value in (
+        ("--steps", arguments.steps),
+        ("--num", arguments.num),
+        ("--per-class", arguments.per_class),
+        ("--batch-size", arguments.batch_size),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{option} {value}: expected at least 1")
+    if arguments.cfg_scale is not None and not 1 <= arguments.cfg_scale < float("inf"):
+        raise UserError(f"--cfg-scale {arguments.cfg_scale:g}: expected 1.0 (no guidance) or more")
+    if (arguments.num is None) != (arguments.npz is None):
+        raise UserError("--num and --npz belong together: give both for a sample file, neither for a grid")
+    for_file, for_grid = ("labels",), ("classes", "per_class", "out")
+    for name in for_grid if arguments.num else for_file:
+        if getattr(arguments, name) is not None:
+            needs = "a grid, without --num" if arguments.num else "a sample file, with --num and --npz"
+            raise UserError(f"--{name.replace('_', '-')} is for {needs}")
+    if arguments.npz and Path(arguments.npz).suffix != ".npz":
+        raise UserError(f"--npz {arguments.npz}: expected a name that ends in .npz")
+    if arguments.out and Path(arguments.out).suffix.lower() != ".png":
+        raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
+    if not Path(arguments.run).exists():
+        raise UserError(f"no such run or checkpoint: {arguments.run}; give a folder that train.py made")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the arguments, then sample; the exit status."""
+    arguments = parse_arguments(argv)
+    check(arguments)
+    classes = numbers(arguments.classes, "--classes", int)
+    interval = numbers(arguments.cfg_interval, "--cfg-interval", float)
+    if interval is not None and len(interval) != 2:
+        raise UserError(f"--cfg-interval {arguments.cfg_interval}: expected two numbers, LOW,HIGH")
+    # Only now: torch takes seconds to load.
+    from gspn_dit.results import grid_classes
+    from gspn_dit.sample_run import Request, connect, sample_file, sample_grid
+
+    cfg_scale = arguments.cfg_scale
+    resolved = Request(
+        run=arguments.run,
+        ema=not arguments.no_ema,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        cfg_scale=1.0 if cfg_scale is None and arguments.num else cfg_scale,
+        cfg_interval=tuple(interval) if interval else None,
+        seed=arguments.seed,
+        vae=arguments.vae,
+        batch_size=arguments.batch_size,
+    ).resolve()
+    if arguments.num:
+        accelerator = connect()
+        settings = sample_file(
+            resolved, arguments.num, arguments.labels or "random", Path(arguments.npz), accelerator
+        )
+        accelerator.print("\n".join(f"{key}: {value}" for key, value in settings.items()))
+        accelerator.print(f"samples: {arguments.npz}")
+        accelerator.end_training()
+        return 0
+    out = Path(arguments.out or "grid.png")
+    rows = classes or grid_classes(resolved.config, resolved.num_classes)
+    sample_grid(resolved, rows, arguments.per_class or resolved.config.sample.per_class, out, connect().device)
+    request = resolved.request
+    print(f"{request.sampler}, {request.steps} steps, cfg-scale {request.cfg_scale:g}, seed {request.seed}: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    errors.run(main)

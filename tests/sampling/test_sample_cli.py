@@ -1,0 +1,113 @@
+"""sample.py, in process through its `main`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample
+from gspn_dit.errors import UserError
+from gspn_dit.sample_file import read_settings
+
+ROOT = Path(sample.__file__).parent
+
+
+def test_a_grid_of_the_classes_asked_for(flow_run, tmp_path, capsys):
+    out = tmp_path / "new" / "grid.png"
+    assert sample.main([str(flow_run), "--classes", "0,3,7", "--per-class", "2", "--steps", "1", "--out", str(out)]) == 0
+    assert Image.open(out).size == (2 * 34 + 2, 3 * 34 + 2)
+    assert "heun, 1 steps, cfg-scale 2, seed 0" in capsys.readouterr().out
+
+
+def test_a_sample_file_is_the_same_for_any_batch_size_and_is_not_made_twice(flow_run, tmp_path, capsys):
+    files = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for file, size in zip(files, (7, 16), strict=True):
+        arguments = [str(flow_run), "--num", "150", "--npz", str(file), "--steps", "1", "--batch-size", str(size)]
+        assert sample.main(arguments) == 0
+    with np.load(files[0]) as a, np.load(files[1]) as b:
+        assert a["arr_0"].shape == (150, 32, 32, 3)
+        assert np.array_equal(a["labels"], b["labels"])
+        assert np.abs(a["arr_0"].astype(int) - b["arr_0"]).max() <= 1
+        assert a["arr_0"].std() > 1
+    settings = read_settings(files[0])
+    assert (settings["cfg_scale"], settings["labels"], settings["ema"], settings["count"]) == (1.0, "random", True, 150)
+    assert "cfg_scale: 1.0" in capsys.readouterr().out
+    written = files[1].stat().st_mtime_ns
+    assert sample.main(arguments) == 0
+    assert files[1].stat().st_mtime_ns == written
+
+
+def test_labels_decide_guidance_and_averaged_weights(flow_run, tmp_path):
+    def images(name, *options):
+        file = tmp_path / f"{name}.npz"
+        assert sample.main([str(flow_run), "--num", "20", "--npz", str(file), "--steps", "1", *options]) == 0
+        with np.load(file) as arrays:
+            return arrays["arr_0"].astype(int), arrays["labels"]
+
+    plain, _ = images("plain", "--labels", "balanced")
+    _, labels = images("labels", "--labels", "balanced")
+    assert labels.tolist() == 2 * list(range(10))
+    assert np.abs(images("guided", "--labels", "balanced", "--cfg-scale", "3")[0] - plain).max() > 2
+    assert np.abs(images("last", "--labels", "balanced", "--no-ema")[0] - plain).max() > 2
+    unguided = images("outside", "--labels", "balanced", "--cfg-scale", "3", "--cfg-interval", "0.2,0.8")[0]
+    assert np.array_equal(unguided, plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--cfg-scale 0.5", "--cfg-scale 0.5: expected 1.0"),
+        ("--cfg-scale nan", "--cfg-scale nan: expected 1.0"),
+        ("--steps 0", "--steps 0: expected at least 1"),
+        ("--batch-size 0", "--batch-size 0: expected at least 1"),
+        ("--per-class 0", "--per-class 0: expected at least 1"),
+        ("--num 0 --npz s.npz", "--num 0: expected at least 1"),
+        ("--num 5", "--num and --npz belong together"),
+        ("--npz s.npz", "--num and --npz belong together"),
+        ("--num 5 --npz s.npz --classes 1", "--classes is for a grid"),
+        ("--labels balanced", "--labels is for a sample file"),
+        ("--num 5 --npz s.zip", "--npz s.zip: expected a name that ends in .npz"),
+        ("--out grid.jpg", "--out grid.jpg: expected a name that ends in .png"),
+        ("--classes 1,x", "--classes 1,x: expected numbers with commas"),
+        ("--classes 3,10", "--classes holds 10; this model has the classes 0 to 9"),
+        ("--classes -1", "--classes holds -1"),
+        ("--sampler ddim", "sampler is 'ddim'; expected one of heun, euler"),
+        ("--cfg-interval 1", "expected two numbers, LOW,HIGH"),
+        ("--cfg-interval 0.5,0.1", "cfg_interval is"),
+        ("--bogus 1", "unrecognized arguments: --bogus 1"),
+    ],
+)
+def test_bad_input_is_one_line(options, message, flow_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gspn_dit.checkpoint.load_weights", None)  # nothing may be loaded before the checks
+    with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
+        sample.main([str(flow_run), *options.split()])
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_beyond_the_schedule_and_a_folder_that_is_no_run(ddpm_run, tmp_path):
+    with pytest.raises(UserError, match="steps is 1001; expected an integer from 1 to 1000 for ddpm"):
+        sample.main([str(ddpm_run), "--sampler", "ddpm", "--steps", "1001"])
+    with pytest.raises(UserError, match="no such run or checkpoint"):
+        sample.main([str(tmp_path / "absent")])
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        sample.main([str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(flow_run, tmp_path):
+    arguments = ["--num", "300", "--steps", "1", "--batch-size", "16"]
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    assert sample.main([str(flow_run), *arguments, "--npz", str(one)]) == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [*launch, str(ROOT / "sample.py"), str(flow_run), *arguments, "--npz", str(two)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with np.load(one) as a, np.load(two) as b:
+        assert np.array_equal(a["labels"], b["labels"])
+        assert np.abs(a["arr_0"].astype(int) - b["arr_0"]).max() <= 1
+    assert not list(tmp_path.glob("*.parts"))
