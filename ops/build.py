@@ -135,7 +135,8 @@ def compile_commands(cuda_home: Path | None) -> dict[str, list[str]]:
 def fingerprint(command: list[str]) -> str:
     """Hash what decides an object: its command, its source and every header."""
     digest = hashlib.sha256(json.dumps([command, torch_versions()]).encode())
-    headers = [path for path in SOURCES.iterdir() if path.suffix in (".h", ".cuh")]
+    included = (".h", ".cuh") if command[-1].endswith(".cu") else (".h",)
+    headers = [path for path in SOURCES.iterdir() if path.suffix in included]
     for path in sorted([Path(command[-1]), *headers]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
