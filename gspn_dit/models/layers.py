@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from gspn_dit.models.mixers import xavier_
+from gspn_dit.models.basics import modulate, normalize, xavier_
 
 
 class PatchEmbedding(nn.Module):
@@ -112,16 +112,6 @@ class FinalLayer(nn.Module):
         x = self.proj(modulate(normalize(x), shift, scale))  # (B, H/p, W/p, p * p * out)
         p = self.patch_size
         return rearrange(x, "b h w (p q c) -> b c (h p) (w q)", p=p, q=p)  # (B, out, H, W)
-
-
-def normalize(x: torch.Tensor) -> torch.Tensor:
-    """LayerNorm over channels, without learned scale and shift."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
-
-
-def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x * (1 + scale) + shift in one pass over x."""
-    return torch.addcmul(shift, x, 1 + scale)
 
 
 def sinusoids(values: torch.Tensor, width: int, longest: float = 10_000) -> torch.Tensor:

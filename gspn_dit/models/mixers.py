@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gspn_dit.models.basics import fan_in_normal_, normalize, xavier_
 from gspn_dit.models.settings import ModelSettings
 from ops import gspn_scan
 
@@ -27,7 +28,9 @@ def create_mixer(settings: ModelSettings, segment: int | None) -> nn.Module:
 class GatedConvMixer(nn.Module):
     """The GSPN module: convolution and gate around a `core`, the line scan in the paper (arXiv 2501.12381).
 
-    1x1, depthwise 7x7, core, 1x1, depthwise 3x3, gate x * relu(x), 1x1.
+    1x1, depthwise 7x7, core, norm, 1x1, depthwise 3x3, gate x * relu(x), 1x1. The norm has no weights and is
+    not in the paper: a line scan is of degree three in its input and the gate squares it, and a module of
+    degree six has outputs with heavy tails, on which training is slow.
     """
 
     def __init__(self, width: int, core: nn.Module) -> None:
@@ -47,7 +50,7 @@ class GatedConvMixer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(self.proj_in(x))  # (B, H, W, C)
-        x = self.conv_mid(self.proj_mid(self.core(x)))  # (B, H, W, C)
+        x = self.conv_mid(self.proj_mid(normalize(self.core(x))))  # (B, H, W, C)
         return self.proj_out(F.relu(x).square())  # x * relu(x) = relu(x)^2
 
 
@@ -161,14 +164,3 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels_last memory
-
-
-def fan_in_normal_(weight: torch.Tensor, gain: float = 1.0) -> None:
-    """Normal weights that keep the variance of a unit-variance input, times gain^2."""
-    nn.init.normal_(weight, std=gain * weight[0].numel() ** -0.5)
-
-
-def xavier_(linear: nn.Linear) -> None:
-    """Xavier-uniform weight and zero bias, as in DiT."""
-    nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)

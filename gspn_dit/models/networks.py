@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gspn_dit.models.basics import fan_in_normal_, modulate, normalize
 from gspn_dit.models.layers import (
     MLP,
     FinalLayer,
@@ -15,8 +16,6 @@ from gspn_dit.models.layers import (
     PatchEmbedding,
     PositionEmbedding,
     TimestepEmbedding,
-    modulate,
-    normalize,
 )
 from gspn_dit.models.mixers import create_mixer
 from gspn_dit.models.settings import ModelSettings, resolve_settings
@@ -154,6 +153,13 @@ class GSPN(Denoiser):
         self.middle = GSPNBlock(settings, half)
         self.second = nn.ModuleList(GSPNBlock(settings, half + 1 + i, long_skip=True) for i in range(half))
         self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """As in every model, but t and y enter the tokens at a scale at which the blocks' norms hear them."""
+        super().initialize_weights()
+        for layer in (self.embed_time.hidden, self.embed_time.out):
+            fan_in_normal_(layer.weight)
+        nn.init.normal_(self.embed_label.weight, std=0.5)
 
     def residual_ends(self) -> list[nn.Module]:
         return [block.mixer.proj_out for block in (*self.first, self.middle, *self.second)]

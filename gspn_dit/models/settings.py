@@ -64,7 +64,7 @@ class ModelSettings:
     """Affinity maps of a scan, a divisor of the width: the width itself (default of GSPN), width // 16
     (default of GSPN-DiT), or 1 (one map for all channels)."""
     bottleneck: int | None = None
-    """Width from which a scan's maps are projected; width // 16 by default."""
+    """Width from which a scan's maps are projected; width // 16 by default, and never below 16."""
     merge: str | None = None
     """How the directions' maps become one: "scalar" (a weight per direction, default), "channel" (one per
     direction and channel) or "linear" (a full linear layer)."""
@@ -144,7 +144,7 @@ def _with_defaults(settings: ModelSettings) -> ModelSettings:
         scan_defaults = {
             "scan": "lines",
             "groups": settings.width if is_gspn else narrow,
-            "bottleneck": narrow,
+            "bottleneck": max(narrow, 16),
             "merge": "scalar",
             "direction_skip": False,
             "segment": 2,

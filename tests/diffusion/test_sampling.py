@@ -147,9 +147,9 @@ def tiny_model(diffusion):
 
 
 @pytest.mark.parametrize(("diffusion", "sampler"), ALL)
-def test_an_image_depends_on_neither_batch_nor_neighbours(diffusion, sampler):
-    model = tiny_model(diffusion)
-    labels = torch.tensor([2, 0, 1, 2, 3])
+def test_an_image_depends_on_neither_batch_nor_neighbours(diffusion, sampler, device):
+    model = tiny_model(diffusion).to(device)
+    labels = torch.tensor([2, 0, 1, 2, 3], device=device)
 
     def images(indices):
         noise = keyed_noise(7, indices, (1, 16, 16))

@@ -31,9 +31,9 @@ def blocks(model):
 
 @pytest.mark.parametrize("position", ["none", "sincos", "learned"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_parameter_learns(name, position):
-    model = build(name, position=position)
-    out = model(*batch())
+def test_every_parameter_learns(name, position, device):
+    model = build(name, position=position).to(device)
+    out = model(*(tensor.to(device) for tensor in batch()))
     assert out.shape == (2, 6, 16, 16)
     out.square().mean().backward()
     for key, parameter in model.named_parameters():
@@ -112,14 +112,15 @@ def count_mixer_calls(model):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_autocast_keeps_the_residual_stream_in_float32(name):
-    model = build(name)
+def test_autocast_keeps_the_residual_stream_in_float32(name, device):
+    model = build(name).to(device)
+    inputs = [tensor.to(device) for tensor in batch()]
     seen = []
     for block in blocks(model):
         block.register_forward_hook(lambda _, inputs, out: seen.extend((inputs[0].dtype, out.dtype)))
-    exact = model(*batch())
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = model(*batch())
+    exact = model(*inputs)
+    with torch.autocast(device, torch.bfloat16):
+        rounded = model(*inputs)
     assert set(seen) == {torch.float32}
     assert 0 < (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
     rounded.float().square().mean().backward()
