@@ -65,6 +65,8 @@ def generate(
     Raises:
         ValueError: a bad sampler, steps, cfg_scale or cfg_interval, or a label out of range.
     """
+    if not len(labels):
+        return  # a process without a share of the work; split would make one empty batch
     check_labels(labels, model.num_classes)
     diffusion = create_diffusion(**{key: value for key, value in vars(config.diffusion).items() if value is not None})
     shape = (model.in_channels, model.input_size, model.input_size)
