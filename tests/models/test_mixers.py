@@ -112,6 +112,15 @@ def test_a_fresh_gspn_module_neither_shrinks_nor_blows_up_its_input(merge):
     assert 0.2 < out.std() < 20
 
 
+@pytest.mark.parametrize("merge", ["scalar", "channel", "linear"])
+def test_a_fresh_line_scan_keeps_the_scale_and_spreads_evenly(merge):
+    scan = fresh_mixer(merge=merge).core
+    x = torch.randn(4, 16, 16, 64)
+    logits = scan.to_logits(scan.bottleneck(x))
+    assert 0.3 < scan(x).std() < 3
+    assert 0.01 < logits.std() < 0.3
+
+
 def test_depthwise_convolution_sees_each_channel_alone_and_copies_nothing():
     conv = DepthwiseConv(16, kernel_size=3, bias=True)
     x = torch.randn(2, 5, 6, 16)
