@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gspn_dit.models.basics import fan_in_normal_, modulate, normalize
+from gspn_dit.hub import HubMixin
+from gspn_dit.models.basics import modulate, normalize
 from gspn_dit.models.layers import (
     MLP,
     FinalLayer,
@@ -32,7 +33,7 @@ def create_model(name: str, **overrides) -> nn.Module:
     return GSPN(settings) if settings.family == "GSPN" else DiT(settings)
 
 
-class Denoiser(nn.Module):
+class Denoiser(HubMixin, nn.Module):
     """Embeddings in, blocks in the middle (a subclass's `process`), final layer out."""
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -153,13 +154,6 @@ class GSPN(Denoiser):
         self.middle = GSPNBlock(settings, half)
         self.second = nn.ModuleList(GSPNBlock(settings, half + 1 + i, long_skip=True) for i in range(half))
         self.initialize_weights()
-
-    def initialize_weights(self) -> None:
-        """As in every model, but t and y enter the tokens at a scale at which the blocks' norms hear them."""
-        super().initialize_weights()
-        for layer in (self.embed_time.hidden, self.embed_time.out):
-            fan_in_normal_(layer.weight)
-        nn.init.normal_(self.embed_label.weight, std=0.5)
 
     def residual_ends(self) -> list[nn.Module]:
         return [block.mixer.proj_out for block in (*self.first, self.middle, *self.second)]
