@@ -55,6 +55,11 @@ def build_diffusion(config: Config) -> Diffusion:
         raise UserError(str(error)) from error
 
 
+def block_classes(model: nn.Module) -> list[str]:
+    """The names of the classes of a model's blocks, as accelerate wants them."""
+    return sorted({name for module in model.modules() if (name := type(module).__name__).endswith("Block")})
+
+
 def create_accelerator(config: TrainConfig) -> Accelerator:
     """Device and processes as the launcher says. Its precision is not taken: train.precision decides."""
     # DDP takes the stride of an axis of length one (a depthwise kernel's) for a difference in layout.

@@ -10,7 +10,6 @@ gspn_dit/random.py).
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -27,7 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from gspn_dit.config import Config, load_config, save_config
 from gspn_dit.ema import EMA
 from gspn_dit.errors import UserError
-from gspn_dit.files import sync_file, sync_folder
+from gspn_dit.files import sha256, sync_file, sync_folder
+from gspn_dit.hub import download
 
 FORMAT = 1
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -77,11 +77,6 @@ def damage(folder: Path, contents: bool = True) -> str | None:
 def read_state(folder: Path) -> dict[str, Any]:
     """The state.json of a checkpoint."""
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -243,10 +238,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a run folder or checkpoint folder stands for; `UserError` when it is neither."""
+    """The checkpoint that a run, checkpoint folder or hub id stands for; `UserError` when it is none."""
+    if not Path(path).exists():
+        path = download(str(path))
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"no such run or checkpoint: {path}; give a folder that train.py made")
     if (path / "state.json").is_file():
         problem = damage(path)
         if problem:
@@ -258,10 +253,19 @@ def find_checkpoint(path: str | Path) -> Path:
     return found
 
 
+def weights_name(state: dict[str, Any], ema: bool) -> str:
+    """The file of the averaged or the last weights; a release has the averaged ones under the hub's name."""
+    if state.get("released"):
+        if not ema:
+            raise UserError("a release has the EMA weights alone: take the run itself for the others")
+        return "model.safetensors"
+    return "ema.safetensors" if ema else "model.safetensors"
+
+
 def load_model(
     path: str | Path, *, ema: bool = True, device: str | torch.device = "cpu"
 ) -> tuple[nn.Module, Config, dict[str, Any]]:
-    """The trained model of a run or checkpoint folder, in eval mode, with its config.
+    """The trained model of a run or checkpoint folder, or hub id, in eval mode, with its config.
 
     The third result holds step, images_seen, ema (whether these are the averaged weights), path (of the
     checkpoint) and hash (SHA-256 of the weights' file). Raises `UserError` if `path` is neither, or damaged.
@@ -270,7 +274,7 @@ def load_model(
 
     folder = find_checkpoint(path)
     state = read_state(folder)
-    weights = "ema.safetensors" if ema else "model.safetensors"
+    weights = weights_name(state, ema)
     model = create_model(**state["model"])
     load_weights(model, folder / weights)
     info = {

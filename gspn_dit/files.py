@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,3 +54,9 @@ def claimed(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by another process: wait for it, or choose another"
             ) from error
         yield
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's contents, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from gspn_dit.autoencoder import Autoencoder, create_autoencoder
-from gspn_dit.checkpoint import find_checkpoint, load_model, read_state
+from gspn_dit.checkpoint import find_checkpoint, load_model, read_state, weights_name
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
 from gspn_dit.errors import UserError
@@ -90,7 +90,7 @@ class Resolved:
     def settings(self, model: nn.Module, autoencoder: Autoencoder, labels: str) -> dict:
         """What decides the images of a sample file, stored beside it and printed with its scores."""
         request = self.request
-        weights = "ema.safetensors" if request.ema else "model.safetensors"
+        weights = weights_name(self.state, request.ema)
         return {
             "path": request.run,
             "checkpoint": self.state["files"][weights]["sha256"],

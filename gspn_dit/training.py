@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from gspn_dit.assembly import (
+    block_classes,
     build_diffusion,
     build_model,
     create_accelerator,
@@ -32,6 +33,7 @@ from gspn_dit.checkpoint import (
     read_state,
     rotate,
     save_checkpoint,
+    weights_name,
 )
 from gspn_dit.config import Config, TrainConfig, load_config, save_config
 from gspn_dit.data import create_dataset
@@ -86,6 +88,7 @@ class Trainer:
         if train.compile:
             model.compile()
         model.to(accelerator.device)
+        model._no_split_modules = block_classes(model)  # what FSDP2 shards, and gathers, one at a time
         optimizer = create_optimizer(model, train, accelerator.device)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.model = accelerator.unwrap_model(self.wrapped)
@@ -127,7 +130,7 @@ class Trainer:
         """Begin a new run, from the weights of `train.init_from` when it is set."""
         if self.config.train.init_from:
             folder = find_checkpoint(self.config.train.init_from)
-            load_weights(self.model, folder / "ema.safetensors")
+            load_weights(self.model, folder / weights_name(read_state(folder), ema=True))
             self.ema.copy_from_model()
             self.report(f"starting from the EMA weights of {folder}")
 

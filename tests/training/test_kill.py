@@ -24,17 +24,24 @@ OVERRIDES = (
 )
 
 
-def kill_when(command: list, reached: Callable[[], bool]) -> bool:
-    """Run a command until `reached()` holds, then SIGKILL it; whether it ended by itself before."""
+def start(tiny_yaml: Path, run_dir: Path) -> subprocess.Popen:
+    """Start the training of a run, or its continuation."""
+    command = [sys.executable, "train.py", tiny_yaml, f"run_dir={run_dir}", *OVERRIDES]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+
+
+def killed_when(process: subprocess.Popen, reached: Callable[[], bool]) -> bool:
+    """SIGKILL a process as soon as `reached()` holds; False when it ended by itself before."""
+    with process:
         while True:
             try:
-                return process.wait(timeout=0.002) == 0
+                process.wait(timeout=0.002)
+                return False
             except subprocess.TimeoutExpired:
                 if reached():
                     process.kill()
-                    return False
+                    return True
 
 
 def last_step(run_dir: Path) -> int:
@@ -47,33 +54,30 @@ def rows(run_dir: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def in_a_save(run_dir: Path, start: int) -> bool:
+def in_a_save(run_dir: Path, before: int) -> bool:
     """Whether the run has moved on and is writing a checkpoint."""
-    return last_step(run_dir) > start and any(run_dir.glob("checkpoints/.tmp-step_*/*.safetensors"))
+    return last_step(run_dir) > before and any(run_dir.glob("checkpoints/.tmp-step_*/*.safetensors"))
 
 
-def past(run_dir: Path, start: int, steps: int) -> bool:
+def past(run_dir: Path, before: int, steps: int) -> bool:
     """Whether the run has moved on, to this step at least."""
-    return last_step(run_dir) > start and rows(run_dir) >= steps
+    return last_step(run_dir) > before and rows(run_dir) >= steps
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(train_run, tiny_yaml, tmp_path):
+def test_twenty_kills_leave_no_trace(tiny_yaml, tmp_path):
     """Half of the kills fall inside a save, half at a random number of steps after the last checkpoint."""
-    straight = train_run("straight", *OVERRIDES)
-    run_dir = tmp_path / "killed"
-    command = [sys.executable, "train.py", tiny_yaml, f"run_dir={run_dir}", *OVERRIDES]
+    straight, run_dir = tmp_path / "straight", tmp_path / "killed"
+    assert start(tiny_yaml, straight).wait() == 0
     chance = random.Random(0)
     inside = 0
     for kill in range(KILLS):
-        start = last_step(run_dir)
-        moments = (
-            partial(past, run_dir, start, start + chance.randint(6, 12)),
-            partial(in_a_save, run_dir, start),
-        )
-        assert not kill_when(command, moments[kill % 2])
+        before = last_step(run_dir)
+        after_steps = partial(past, run_dir, before, before + chance.randint(6, 12))
+        moment = partial(in_a_save, run_dir, before) if kill % 2 else after_steps
+        assert killed_when(start(tiny_yaml, run_dir), moment)
         inside += any(run_dir.glob("checkpoints/.tmp-step_*"))
-        assert last_step(run_dir) > start
-    assert inside >= 5
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+        assert last_step(run_dir) > before
+    assert inside >= KILLS // 4
+    assert start(tiny_yaml, run_dir).wait() == 0
     assert final_state(run_dir) == final_state(straight)

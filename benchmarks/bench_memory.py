@@ -1,0 +1,81 @@
+"""Peak memory of a training step, computed without a GPU and without doing the step.
+
+    python benchmarks/bench_memory.py configs/gspn_xl2.yaml configs/dit_xl2.yaml
+
+The step runs on fake tensors, which have shapes but no data, under PyTorch's memory tracker: weights, gradients, AdamW's
+moments and EMA in float32, activations as autocast to bf16 leaves them, on one process of DDP. The allocator's
+fragments and the device's own libraries come on top: 2 to 4 GB.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from gspn_dit.config import Config, load_config
+from gspn_dit.diffusion import create_diffusion
+from gspn_dit.models import create_model
+
+LATENT = (4, 32, 32)
+
+
+def peak_of_step(config: Config) -> dict[str, float]:
+    """Parameters in millions and peak memory in GB of a step with `micro_batch` images in each forward."""
+    settings = {key: value for key, value in vars(config.model).items() if value is not None}
+    batch = config.train.micro_batch or config.train.batch_size
+    with FakeTensorMode():
+        diffusion = create_diffusion(config.diffusion.objective)
+        model = create_model(learn_sigma=diffusion.learn_sigma, **settings)
+        average = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # makes the moments
+        optimizer.zero_grad()
+        x, noise = torch.zeros(2, batch, *LATENT)
+        t, y = torch.zeros(batch), torch.zeros(batch, dtype=torch.int64)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer, *average)
+        with tracker:
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+                losses = diffusion.losses(model, x, t, y, noise)
+            (losses["loss"].sum() / batch).backward()
+            optimizer.step()
+        (peak,) = tracker.get_tracker_snapshot("peak").values()
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters_m": round(parameters / 1e6, 1), "peak_gb": round(peak["Total"] / 1e9, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", type=Path, help="default: every config of latents in configs/")
+    parser.add_argument("--micro-batch", type=int, help="images of a forward, in place of the presets")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    arguments = parser.parse_args()
+    paths = arguments.configs or sorted(Path("configs").glob("*2.yaml"))
+    rows = []
+    print(f"{'config':<24} {'memory':<8} {'micro-batch':>11} {'recompute':>9} {'parameters':>10} {'peak':>9}")
+    for path in paths:
+        for preset in load_config(path, ["data.path=unused"]).memory_presets:
+            config = load_config(path, ["data.path=unused", f"train.memory={preset}"])
+            if arguments.micro_batch:
+                train = dataclasses.replace(config.train, micro_batch=arguments.micro_batch)
+                config = dataclasses.replace(config, train=train)
+            row = {"config": path.stem, "memory": preset, "micro_batch": config.train.micro_batch}
+            row |= {"recompute": config.model.checkpoint_activations, **peak_of_step(config)}
+            rows.append(row)
+            print(
+                f"{path.stem:<24} {preset:<8} {row['micro_batch']:>11} {row['recompute']!s:>9} "
+                f"{row['parameters_m']:>9.1f}M {row['peak_gb']:>6.1f} GB",
+                flush=True,
+            )
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

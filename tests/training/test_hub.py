@@ -1,0 +1,122 @@
+"""The hub's form: a folder that gives the same model back, to the library and to the command lines."""
+
+import json
+
+import pytest
+import torch
+from httpx2 import Request, Response
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from gspn_dit import create_model, hub
+from gspn_dit.checkpoint import load_model
+from gspn_dit.errors import UserError
+from gspn_dit.models import GSPN, DiT
+
+TINY = {"input_size": 8, "in_channels": 1, "num_classes": 3, "width": 16, "depth": 2}
+
+
+@pytest.mark.parametrize("name", ["GSPN-S/4", "GSPN-DiT-S/4", "DiT-S/4"])
+def test_saved_model_comes_back(tmp_path, name):
+    model = create_model(name, **TINY)
+    model.save_pretrained(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
+    again = type(model).from_pretrained(tmp_path / "saved")
+    assert again.config == model.config
+    assert not again.training
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_class_must_fit(tmp_path):
+    create_model("DiT-S/4", **TINY).save_pretrained(tmp_path)
+    assert isinstance(hub.from_pretrained(tmp_path), DiT)
+    with pytest.raises(ValueError, match="is a DiT; expected a GSPN"):
+        GSPN.from_pretrained(tmp_path)
+
+
+def test_card_names_the_model(tmp_path):
+    create_model("GSPN-S/4", **TINY).save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("---\nlicense: apache-2.0")
+    assert "# GSPN-S/4" in text
+    assert "3 classes" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "no usable config.json"),
+        ("config.json", json.dumps({"name": "Foo"}), "no usable config.json .*model name is 'Foo'"),
+        ("model.safetensors", "x", "cannot read weights"),
+    ],
+)
+def test_broken_folder(tmp_path, name, content, message):
+    create_model("DiT-S/4", **TINY).save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        hub.from_pretrained(tmp_path)
+
+
+def test_released_run_stands_for_the_run(train_run, tmp_path):
+    run = train_run("run")
+    assert hub.main([str(run), str(tmp_path / "release")]) == 0
+    expected, config, info = load_model(run)
+    model, found_config, found = load_model(tmp_path / "release")
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        hub.from_pretrained(tmp_path / "release").state_dict(), expected.state_dict(), rtol=0, atol=0
+    )
+    assert found_config == config
+    assert (found["step"], found["images_seen"], found["ema"]) == (info["step"], info["images_seen"], True)
+    assert "after 10 steps, 80 images" in (tmp_path / "release/README.md").read_text()
+    with pytest.raises(UserError, match="EMA weights alone"):
+        load_model(tmp_path / "release", ema=False)
+    started = train_run("started", f"train.init_from={tmp_path / 'release'}", "train.learning_rate=0")
+    torch.testing.assert_close(load_model(started)[0].state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def test_hub_id_is_downloaded(train_run, tmp_path, monkeypatch):
+    """The hub itself is out of reach of tests: its client is replaced by a folder."""
+    release = hub.release(train_run("run"), tmp_path / "release")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, timeout: asked.append(name))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: release)
+    assert load_model("someone/digits")[2]["step"] == 10
+    assert asked == ["someone/digits"]
+
+
+def test_upload_sends_the_folder(tmp_path, monkeypatch):
+    sent = {}
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        sent[repo_id] = sorted(path.name for path in folder_path.iterdir())
+
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda self, name, **settings: f"https://hub/{name}"
+    )
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload_folder)
+    assert create_model("DiT-S/4", **TINY).push_to_hub("someone/digits") == "https://hub/someone/digits"
+    assert sent == {"someone/digits": ["README.md", "config.json", "model.safetensors"]}
+
+
+def test_unknown_hub_id(monkeypatch):
+    def missing(self, name, timeout):
+        raise RepositoryNotFoundError(
+            "404: not there", response=Response(404, request=Request("GET", "https://hub"))
+        )
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", missing)
+    with pytest.raises(UserError, match="no such run or checkpoint: some/thing"):
+        load_model("some/thing")
+
+
+def test_hub_out_of_reach(monkeypatch):
+    def unreachable(self, name, timeout):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    with pytest.raises(UserError, match="no such folder, and the hub cannot be reached: no route"):
+        load_model("some/thing")
