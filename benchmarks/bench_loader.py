@@ -8,6 +8,7 @@ of the same size, by as many threads as serve it best.
 import argparse
 import json
 import mmap
+import multiprocessing
 import os
 import platform
 import statistics
@@ -27,6 +28,7 @@ from gspn_dit.data.latents import DTYPE, MIRRORS, LatentDataset, Manifest, read_
 
 SHAPE = (4, 32, 32)
 BATCH = 256
+Job = Callable[[LatentDataset, np.ndarray], None]
 READERS = (1, 4, 16, 64)
 """Numbers of threads tried for the disk's own rate."""
 
@@ -65,57 +67,81 @@ def drop_from_cache(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rate(job: Callable[[int], None], count: int, threads: int) -> float:
-    """Jobs per second: job(0), ..., job(count - 1) on `threads` threads."""
-    with ThreadPoolExecutor(threads) as pool:
-        start = time.perf_counter()
-        list(pool.map(job, range(count)))
-        return count / (time.perf_counter() - start)
+def draw(dataset: LatentDataset, indices: np.ndarray) -> None:
+    """What training does: one batch, posterior draw included."""
+    dataset.draw(indices, indices, seed=0)
 
 
-def loader_rate(dataset: LatentDataset, indices: np.ndarray, threads: int) -> float:
-    """Latents per second, posterior draw included."""
-    batches = len(indices) // BATCH
+def only_read(dataset: LatentDataset, indices: np.ndarray) -> None:
+    """The reads of a batch without the draw: what more cores would leave."""
+    blocks = np.sort(indices * MIRRORS)
+    for block in blocks.tolist():
+        dataset.read_ahead(block)
+    dataset.moments.index_select(0, torch.from_numpy(blocks))
 
-    def draw(number: int) -> None:
-        span = np.arange(number * BATCH, (number + 1) * BATCH)
-        dataset.draw(indices[span], span, seed=0)
 
-    return rate(draw, batches, threads) * BATCH
+def rate(job: Job, folder: Path, indices: np.ndarray, processes: int) -> float:
+    """Latents per second; as in training, every process works on one thread."""
+    context = multiprocessing.get_context("fork")
+    barrier, times = context.Barrier(processes), context.SimpleQueue()
+
+    def work(share: np.ndarray) -> None:
+        dataset = LatentDataset(folder)
+        barrier.wait()
+        begin = time.perf_counter()
+        for start in range(0, len(share), BATCH):
+            job(dataset, share[start : start + BATCH])
+        times.put((begin, time.perf_counter()))
+
+    workers = [context.Process(target=work, args=(share,)) for share in np.array_split(indices, processes)]
+    for worker in workers:
+        worker.start()
+    begins, ends = zip(*(times.get() for _ in workers), strict=True)
+    for worker in workers:
+        worker.join()
+    return len(indices) / (max(ends) - min(begins))
 
 
 def disk_rate(path: Path, blocks: np.ndarray, block_bytes: int, threads: int) -> float:
     """Blocks per second by direct random reads, past the page cache."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    try:
-        # Direct reads need memory that is aligned to pages, which mmap gives; one job is one thread's share.
-        def read(thread: int) -> None:
-            with mmap.mmap(-1, block_bytes) as memory, memoryview(memory) as view:
-                for block in blocks[thread::threads].tolist():
-                    os.preadv(descriptor, [view], block * block_bytes)
 
-        return rate(read, threads, threads) / threads * len(blocks)
+    def read(share: np.ndarray) -> None:
+        # Direct reads need memory that is aligned to pages, which mmap gives.
+        with mmap.mmap(-1, block_bytes) as memory, memoryview(memory) as view:
+            for block in share.tolist():
+                os.preadv(descriptor, [view], block * block_bytes)
+
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            start = time.perf_counter()
+            list(pool.map(read, np.array_split(blocks, threads)))
+            return len(blocks) / (time.perf_counter() - start)
     finally:
         os.close(descriptor)
 
 
-def measure(folder: Path, threads: int) -> dict[str, float]:
-    """One round of all rates, in latents (blocks) per second."""
+def measure(folder: Path, processes: int) -> dict[str, float]:
+    """One round: rates in latents (blocks) per second."""
     path = folder / "moments.bin"
     manifest = read_manifest(folder)
     generator = np.random.default_rng()
-    indices = generator.permutation(manifest.images)[: manifest.images // BATCH * BATCH]
+    indices = generator.permutation(manifest.images)
     blocks = generator.permutation(manifest.images * MIRRORS)[: len(indices)]
 
-    drop_from_cache(path)
-    disk = max(disk_rate(path, blocks, manifest.block_bytes, readers) for readers in READERS)
-    drop_from_cache(path)
-    cold = loader_rate(LatentDataset(folder), indices, threads)
+    def cold(measurement: Callable[..., float], *arguments: object) -> float:
+        drop_from_cache(path)
+        return measurement(*arguments)
+
+    results = {
+        "disk": max(cold(disk_rate, path, blocks, manifest.block_bytes, readers) for readers in READERS),
+        "cold": cold(rate, draw, folder, indices, processes),
+        "cold_without_draw": cold(rate, only_read, folder, indices, processes),
+    }
     with open(path, "rb") as file:
         while file.read(1 << 24):
             pass
-    cached = loader_rate(LatentDataset(folder), indices, threads)
-    return {"cached": cached, "cold": cold, "disk": disk}
+    return results | {"cached": rate(draw, folder, indices, processes)}
 
 
 def main() -> None:
@@ -129,7 +155,7 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=40_000, help="images of the store (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads that draw (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="processes that draw (default: %(default)s)")
     parser.add_argument(
         "--repeats", type=int, default=5, help="rounds; medians are reported (default: %(default)s)"
     )
@@ -138,17 +164,28 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         make_store(Path(folder), arguments.images)
-        rounds = [measure(Path(folder), arguments.threads) for _ in range(arguments.repeats)]
+        rounds = [measure(Path(folder), arguments.processes) for _ in range(arguments.repeats)]
     medians = {name: statistics.median(result[name] for result in rounds) for name in rounds[0]}
-    share = statistics.median(result["cold"] / result["disk"] for result in rounds)
-    print(f"from the page cache: {medians['cached']:,.0f} latents/s on {arguments.threads} threads")
-    print(f"from the disk:       {medians['cold']:,.0f} latents/s")
-    print(f"the disk itself:     {medians['disk']:,.0f} random reads/s of 16 KiB; share reached {share:.0%}")
-    write_results(Path(arguments.json), vars(arguments), medians, share, rounds)
+    shares = {
+        name: statistics.median(result[name] / result["disk"] for result in rounds)
+        for name in ("cold", "cold_without_draw")
+    }
+    print(f"latents/s of {arguments.processes} processes, medians of {arguments.repeats} rounds")
+    print(f"from the page cache        {medians['cached']:9,.0f}")
+    print(f"from the disk              {medians['cold']:9,.0f}  {shares['cold']:.0%} of the disk's own rate")
+    print(
+        f"  without the draw         {medians['cold_without_draw']:9,.0f}  {shares['cold_without_draw']:.0%}"
+    )
+    print(f"the disk's own rate        {medians['disk']:9,.0f}  random reads/s of 16 KiB")
+    write_results(Path(arguments.json), vars(arguments), medians, shares, rounds)
 
 
 def write_results(
-    path: Path, settings: dict, medians: dict[str, float], share: float, rounds: list[dict[str, float]]
+    path: Path,
+    settings: dict,
+    medians: dict[str, float],
+    shares: dict[str, float],
+    rounds: list[dict[str, float]],
 ) -> None:
     """The figures with what they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,9 +203,9 @@ def write_results(
         "dtype": "float16 stored, float32 drawn",
         "latent_shape": SHAPE,
         "images": settings["images"],
-        "threads": settings["threads"],
+        "processes": settings["processes"],
         "latents_per_second": medians,
-        "share_of_disk": share,
+        "share_of_disk": shares,
         "rounds": rounds,
     }
     path.write_text(json.dumps(result, indent=1) + "\n")

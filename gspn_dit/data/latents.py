@@ -150,10 +150,10 @@ class LatentDataset:
         keys = [seed_of(POSTERIOR, seed, number) for number in image_numbers.tolist()]
         mirrors = np.array([key & 1 for key in keys], dtype=np.int64)
         blocks = self.rows[indices] * MIRRORS + mirrors
-        self.announce(blocks)
         x = torch.empty(len(keys), *self.manifest.latent_shape)
         generator = torch.Generator()
-        for key, noise in zip(keys, x.unbind(), strict=True):
+        for block, key, noise in zip(np.sort(blocks).tolist(), keys, x.unbind(), strict=True):
+            self.read_ahead(block)
             noise.normal_(generator=generator.manual_seed(key))
         for part, latents in zip(torch.from_numpy(blocks).split(SLICE), x.split(SLICE), strict=True):
             mean, log_variance = self.moments.index_select(0, part).float().unbind(1)  # (n, C, h, w) each
@@ -161,11 +161,10 @@ class LatentDataset:
             latents.mul_(deviation).add_(mean).sub_(self.manifest.shift).mul_(self.manifest.scale)
         return x, torch.from_numpy(self.labels[indices])
 
-    def announce(self, blocks: np.ndarray) -> None:
-        """Have the kernel read these blocks, in the order of the disk, while the noise is drawn."""
-        block_bytes = self.manifest.block_bytes
-        for offset in np.sort(blocks * block_bytes).tolist():
-            os.posix_fadvise(self.file.fileno(), offset, block_bytes, os.POSIX_FADV_WILLNEED)
+    def read_ahead(self, block: int) -> None:
+        """Have the kernel fetch a block while the processor does something else."""
+        size = self.manifest.block_bytes
+        os.posix_fadvise(self.file.fileno(), block * size, size, os.POSIX_FADV_WILLNEED)
 
 
 def open_file(path: Path) -> BinaryIO:
