@@ -1,4 +1,4 @@
-"""What the CUDA compiler said about each kernel of the scan: registers, spills, stack; and the occupancy it implies."""
+"""What the CUDA compiler said about each kernel of the scan: registers, spills, stack."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,13 @@ ELEMENTS = {"f": "float32", "13__nv_bfloat16": "bfloat16", "6__half": "float16"}
 
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<architecture>sm_\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores, (?P<spill_loads>\d+) bytes spill loads"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
     r".*?Used (?P<registers>\d+) registers",
     re.S,
 )
-_NAME = re.compile(r"(scan_forward|scan_backward|sum_parts)_kernelI(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb(\d)ELb(\d)E)?")
+_NAME = re.compile(
+    r"(scan_forward|scan_backward|sum_parts)_kernelI(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb(\d)ELb(\d)E)?"
+)
 
 
 class Kernel(NamedTuple):
@@ -31,7 +33,7 @@ class Kernel(NamedTuple):
 
     @property
     def resident_warps(self) -> int:
-        """Warps that the registers of a multiprocessor hold: four schedulers of 16,384, given out by 8 a thread."""
+        """Warps that a multiprocessor's registers hold: 4 schedulers of 16,384, given out by 8 a thread."""
         return 4 * (16384 // (32 * -(-self.registers // 8) * 8))
 
 
@@ -42,7 +44,8 @@ def read_report(path: Path = REPORT) -> list[Kernel]:
         name = _NAME.search(entry["name"])
         if not name:
             continue
-        spilled = int(entry["spill_stores"]) + int(entry["spill_loads"])
+        spilled = int(entry["stores"]) + int(entry["loads"])
         template = (name[1], ELEMENTS[name[2]], int(name[3]), name[4] == "1", name[5] == "1")
-        kernels.append(Kernel(entry["architecture"], *template, int(entry["registers"]), spilled, int(entry["stack"])))
+        numbers = (int(entry["registers"]), spilled, int(entry["stack"]))
+        kernels.append(Kernel(entry["architecture"], *template, *numbers))
     return kernels

@@ -31,8 +31,6 @@ struct BackwardState {
   Slots<V> slots;
   float pending[V];  // Single: c_0 of the line after; otherwise c_+1 of the place before
 
-  static __host__ __device__ constexpr int slot_count(int run) { return Single ? 4 : 4 + run; }
-
   __device__ __forceinline__ int edge(int line, bool last) const { return 2 * (line & 1) + static_cast<int>(last); }
 
   __device__ __forceinline__ void read_arriving(int line, int place, int run, bool none, float (&sum)[V]) const {
@@ -153,8 +151,7 @@ __device__ __forceinline__ void store_floats(float* to, const float (&values)[V]
   }
 }
 
-// Sums dx over the directions of a tiled block in shared memory, `tile` floats from its start; the last direction
-// leaves with the sum in `values`.
+// Sums dx over the directions of a tiled block in shared memory; the last direction leaves with the sum in `values`.
 template <int V>
 __device__ __forceinline__ void sum_in_tile(float* tile, int pixel, int k, int directions, float (&values)[V]) {
   constexpr int width = Slots<V>::kWidth;
@@ -180,7 +177,7 @@ struct Backward {
   const int k;
   const Walk& walk;
   const Task<V> task;
-  const int run, lines, own_lines;
+  const int lines, own_lines;
   using Inputs = BackwardInputs<T, V, Grouped>;
   using Items = Cursor<Single, -1>;
 
@@ -191,9 +188,10 @@ struct Backward {
         k(direction),
         walk(parameters.walks[direction]),
         task(parameters, walk.lines, tile),
-        run(Single ? 1 : parameters.run),
         lines(parameters.tiled ? walk.lines : min(parameters.period, walk.lines)),
         own_lines(task.exists ? min(lines, walk.lines - task.first_line) : 0) {}
+
+  __device__ __forceinline__ int run() const { return Single ? 1 : p.run; }
 
   __device__ __forceinline__ bool exists(const Items& item) const {
     return item.line >= 0 && item.line < own_lines && task.position + item.place < walk.length;
@@ -216,7 +214,7 @@ struct Backward {
     load_once<T, V>(in.grad_h, tensors.grad_h + lam_at);
     load_shared_input<T, V>(in.x, tensors.x + at * p.channels + task.channel);
     load_once<T, V>(in.lam, tensors.lam + lam_at);
-    if (item.line % p.period == 0) return;
+    if (item.phase == 0) return;
     in.logits.load(tensors.logits + logits_offset(at), p.groups);
     const int n = task.position + item.place;
     const int64_t h_at = lam_at - static_cast<int64_t>(walk.line_stride) * p.directions * p.channels;
@@ -226,14 +224,13 @@ struct Backward {
     if (n + 1 < walk.length) load_shared_input<T, V>(in.h[2], tensors.h + h_at + neighbour);
   }
 
-  __device__ __forceinline__ void store_dx(const Items& item, float* tile, float (&values)[V]) const {
+  __device__ __forceinline__ void store_dx(const Items& item, float (&values)[V]) const {
     const int64_t at = pixel(item) * p.channels + task.channel;
     if (tensors.dx_parts) {
-      const int64_t elements = p.batch * p.pixels * p.channels;
-      store_floats<V>(tensors.dx_parts + k * elements + at, values);
+      store_floats<V>(tensors.dx_parts + k * p.elements + at, values);
       return;
     }
-    sum_in_tile<V>(tile, item.pixel, k, p.directions, values);
+    sum_in_tile<V>(shared_memory() + p.tile_offset, item.pixel, k, p.directions, values);
     if (!p.tiled || k + 1 == p.directions) store_rounded<T, V>(tensors.dx + at, values);
   }
 
@@ -256,10 +253,9 @@ struct Backward {
     }
   }
 
-  __device__ __forceinline__ void process(const Items& item, const Inputs& in, BackwardState<V, Single>& state,
-                                          float* tile) const {
+  __device__ __forceinline__ void process(const Items& item, const Inputs& in, BackwardState<V, Single>& state) const {
     float g[V], product[V], c[3][V];
-    state.read_arriving(item.line, item.place, run, item.line + 1 == lines, g);
+    state.read_arriving(item.line, item.place, run(), item.line + 1 == lines, g);
 #pragma unroll
     for (int v = 0; v < V; v++) g[v] += to_float(in.grad_h.elements[v]);
     const bool stores = exists(item);
@@ -269,35 +265,34 @@ struct Backward {
       store_rounded<T, V>(tensors.dlam + lam_offset(pixel(item)), product);
 #pragma unroll
       for (int v = 0; v < V; v++) product[v] = g[v] * to_float(in.lam.elements[v]);
-      store_dx(item, tile, product);
+      store_dx(item, product);
     }
     LogitGradients<T, V, Grouped> dlogits;
     dlogits.compute(in, task.position + item.place, walk.length, p.normalization, tensors.group_lanes,
-                    item.line % p.period == 0, g, c);
-    state.send(item.line, item.place, run, c);
+                    item.phase == 0, g, c);
+    state.send(item.line, item.place, run(), c);
     if (stores) store_dlogits(item, dlogits);
   }
 
   __device__ __forceinline__ void scan() const {
-    Items ahead(walk, task.first_line, task.position, lines - 1), item = ahead;
+    Items ahead(p, walk, task.first_line, task.position, lines - 1), item = ahead;
     Inputs next;
     fetch(ahead, next);
     BackwardState<V, Single> state;
-    float* tile = shared_memory() + state.slot_count(run) * V * blockDim.x * blockDim.y;
     while (item.line >= 0) {
       const Inputs in = next;
-      ahead.advance(walk, run);
+      ahead.advance(p, walk);
       fetch(ahead, next);
-      process(item, in, state, tile);
-      if (item.place + 1 == run) __syncthreads();
-      item.advance(walk, run);
+      process(item, in, state);
+      if (item.place + 1 == run()) __syncthreads();
+      item.advance(p, walk);
     }
   }
 };
 
 template <typename T, int V, bool Grouped, bool Single>
-__global__ void __maxnreg__(register_limit(true, V)) scan_backward_kernel(const __grid_constant__ ScanParameters p,
-                                                             const __grid_constant__ BackwardPointers<T> tensors) {
+__global__ void __maxnreg__(register_limit(true, sizeof(T) * V, V, Single))
+    scan_backward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ BackwardPointers<T> tensors) {
   if (!p.tiled) {
     Backward<T, V, Grouped, Single>(p, tensors, blockIdx.x % p.directions, blockIdx.x / p.directions).scan();
     return;

@@ -12,6 +12,7 @@ namespace gspn {
 inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan) {
   ScanParameters p{};
   p.batch = s.batch;
+  p.elements = s.batch * s.pixels() * s.channels;
   p.pixels = static_cast<int>(s.pixels());
   p.directions = static_cast<int>(s.directions);
   p.channels = static_cast<int>(s.channels);
@@ -21,6 +22,7 @@ inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan) {
   p.normalization = s.normalization;
   p.run = plan.run;
   p.tiled = plan.tiled;
+  p.tile_offset = plan.tile_offset;
   for (int64_t k = 0; k < s.directions; k++) {
     const LineWalk walk(s, s.codes[k]);
     p.walks[k] = {static_cast<int>(walk.count), static_cast<int>(walk.length), static_cast<int>(walk.start),

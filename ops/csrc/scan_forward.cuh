@@ -27,8 +27,6 @@ struct ForwardState {
   Slots<V> slots;
   float before[V], here[V];  // of the previous line, at n - 1 and n
 
-  static __host__ __device__ constexpr int slot_count(int run) { return Single ? 2 : 4 + run; }
-
   __device__ __forceinline__ int edge(int line, bool last) const {
     return Single ? line & 1 : 2 * (line & 1) + static_cast<int>(last);
   }
@@ -96,8 +94,8 @@ __device__ __forceinline__ void propagate(const ForwardInputs<T, V, Grouped>& in
 
 // `Depth` items are in flight for each thread: the recurrence waits for memory, never memory for the recurrence.
 template <typename T, int V, bool Grouped, bool Single, int Depth>
-__global__ void __maxnreg__(register_limit(false, V)) scan_forward_kernel(const __grid_constant__ ScanParameters p,
-                                                            const __grid_constant__ ForwardPointers<T> tensors) {
+__global__ void __maxnreg__(register_limit(false, sizeof(T) * V, V, Single))
+    scan_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
   const int k = blockIdx.x % p.directions;
   const Walk& walk = p.walks[k];
   const Task<V> task(p, walk.lines, blockIdx.x / p.directions);
@@ -125,12 +123,12 @@ __global__ void __maxnreg__(register_limit(false, V)) scan_forward_kernel(const 
     if (item.line > 0) in.logits.load(logits + static_cast<int64_t>(item.pixel) * logits_pixel, p.groups);
   };
 
-  Items ahead(walk, task.first_line, task.position, 0), item = ahead;
+  Items ahead(p, walk, task.first_line, task.position, 0), item = ahead;
   Inputs ring[Depth];
 #pragma unroll
   for (int i = 0; i < Depth; i++) {
     fetch(ahead, ring[i]);
-    ahead.advance(walk, run);
+    ahead.advance(p, walk);
   }
   ForwardState<V, Single> past;
   while (item.line < lines) {
@@ -139,7 +137,7 @@ __global__ void __maxnreg__(register_limit(false, V)) scan_forward_kernel(const 
       if (item.line >= lines) break;
       const Inputs in = ring[i];
       fetch(ahead, ring[i]);
-      ahead.advance(walk, run);
+      ahead.advance(p, walk);
 
       const int n = task.position + item.place;
       float after[V], state[V];
@@ -155,7 +153,7 @@ __global__ void __maxnreg__(register_limit(false, V)) scan_forward_kernel(const 
         store_packed<T, V>(h + static_cast<int64_t>(item.pixel) * lam_pixel, rounded);
       }
       if (item.place + 1 == run) __syncthreads();
-      item.advance(walk, run);
+      item.advance(p, walk);
     }
   }
 }

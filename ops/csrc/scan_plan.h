@@ -25,6 +25,7 @@ struct ScanPlan {
   bool tiled = false;   // backward: a block does all directions and keeps dx in shared memory
   int group_lanes = 1;  // backward: lanes whose logit gradients are summed by shuffles
   int parts = 1;        // backward: partial sums left for each logit's gradient
+  int tile_offset = 0;    // backward: floats of shared memory before the sum of dx
   int shared_bytes = 0;
   int64_t blocks = 0;
 
@@ -49,7 +50,10 @@ struct Extent {
 inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 
 // Registers that the kernels may use: the bound that the compiler keeps without spilling (tests/ops/test_cuda_build.py).
-constexpr int register_limit(bool backward, int vector) { return vector == 1 || (vector == 4 && !backward) ? 64 : 96; }
+constexpr int register_limit(bool backward, int access_bytes, int vector, bool single) {
+  if (vector == 1 || (!backward && access_bytes < 16)) return 64;
+  return access_bytes < 16 || (!backward && single) ? 96 : 128;
+}
 
 // Items whose inputs a thread has in flight while it computes one.
 constexpr int prefetch_depth(bool backward, bool shares_groups) { return shares_groups && !backward ? 2 : 1; }
@@ -75,6 +79,7 @@ inline void complete_plan(const ScanShape& s, bool backward, ScanPlan& plan) {
   const int edges = backward || !plan.single() ? 4 : 2;
   const int64_t slots = edges + (plan.single() ? 0 : plan.run);
   int64_t floats = slots * plan.vector * plan.threads();
+  plan.tile_offset = static_cast<int>(floats);
   if (plan.tiled && s.directions > 1) floats += s.pixels() * plan.vector * plan.lanes;
   plan.shared_bytes = static_cast<int>(std::min<int64_t>(floats * sizeof(float), INT32_MAX));
   const int64_t group_vectors = grouped(s) ? s.heads() / plan.vector : 1;
@@ -102,7 +107,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   const Extent extent(s);
   const int warps = (plan.threads() + 31) / 32;
   const int warps_by_registers =
-      static_cast<int>(schedulers * static_cast<int>(registers / 32 / register_limit(backward, plan.vector)));
+      static_cast<int>(schedulers * static_cast<int>(registers / 32 / register_limit(backward, element_bytes * plan.vector, plan.vector, plan.single())));
   const int by_shared = device.shared_per_block / (plan.shared_bytes + 1024);
   const int per_processor = std::min({warps_by_registers / warps, by_shared, 32});
   if (per_processor == 0) return -1;
@@ -128,7 +133,8 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   return state * passes * (full * wave(slots) + (rest > 0 ? wave(rest) : 0));
 }
 
-// The fastest plan by the model. Among near equals the first: few positions in a thread, wide pieces of memory.
+// The fastest plan by the model. Among near equals the first: wide accesses, few positions in a thread, wide pieces
+// of memory.
 inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, int64_t alignment,
                           const DeviceLimits& device) {
   ScanPlan best;
@@ -144,18 +150,19 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
     complete_plan(s, backward, plan);
     if (plan.threads() > kMaxThreads || plan.shared_bytes > device.shared_per_block) return;
     const double time = modelled_time(s, backward, element_bytes, device, plan);
-    if (time < 0 || (best.vector > 0 && time > 0.97 * best_time)) return;
+    const double gain = vector < best.vector ? 0.9 : 0.97;
+    if (time < 0 || (best.vector > 0 && time > gain * best_time)) return;
     best = plan;
     best_time = time;
   };
   for (int vector : {8, 4, 1}) {
+    if (vector == 1 && best.vector > 0) break;
     for (int stretch = 1; stretch <= 4; stretch++)
       for (int lanes = 32; lanes >= 1; lanes /= 2) {
         const int64_t shortest = std::max<int64_t>(1, (length * lanes + kMaxThreads - 1) / kMaxThreads);
         consider(vector, lanes, stretch * shortest, false);
         if (backward && s.directions > 1) consider(vector, lanes, stretch * shortest, true);
       }
-    if (best.vector > 0) break;
   }
   return best;
 }

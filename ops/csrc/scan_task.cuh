@@ -22,6 +22,8 @@ struct ScanParameters {
   int normalization;
   int run;     // positions of a line in one thread
   bool tiled;  // backward: a block does all directions and sums dx in shared memory
+  int tile_offset;   // floats of shared memory before that sum
+  int64_t elements;  // of x
   Walk walks[4];
 };
 
@@ -51,17 +53,23 @@ struct Task {
 template <bool Single, int Step>
 struct Cursor {
   int line, place, pixel;
+  int phase;  // lines since the restart
 
-  __device__ __forceinline__ Cursor(const Walk& walk, int first_line, int position, int start_line)
-      : line(start_line),
+  __device__ __forceinline__ Cursor(const ScanParameters& p, const Walk& walk, int first_line, int position, int start)
+      : line(start),
         place(0),
-        pixel(walk.start + (first_line + start_line) * walk.line_stride + position * walk.position_stride) {}
+        pixel(walk.start + (first_line + start) * walk.line_stride + position * walk.position_stride),
+        phase(start % p.period) {}
 
-  __device__ __forceinline__ void advance(const Walk& walk, int run) {
-    if (Single || ++place == run) {
+  __device__ __forceinline__ void advance(const ScanParameters& p, const Walk& walk) {
+    if (Single || ++place == p.run) {
       place = 0;
       line += Step;
-      pixel += Step * walk.line_stride - (Single ? 0 : (run - 1) * walk.position_stride);
+      pixel += Step * walk.line_stride - (Single ? 0 : (p.run - 1) * walk.position_stride);
+      if (Step > 0)
+        phase = phase + 1 == p.period ? 0 : phase + 1;
+      else
+        phase = (phase == 0 ? p.period : phase) - 1;
     } else {
       pixel += walk.position_stride;
     }

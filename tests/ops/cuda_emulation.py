@@ -49,6 +49,9 @@ class Plan(NamedTuple):
     tiled: bool = False
 
 
+AS_PLANNED = Plan()
+
+
 class PlanReport(NamedTuple):
     """What plan_scan fills in."""
 
@@ -67,7 +70,9 @@ class PlanReport(NamedTuple):
         return self.lanes * self.rows
 
 
-def compile_emulation(folder: Path, edit: Callable[[str, str], str] | None = None, level: str = "-O1") -> ctypes.CDLL:
+def compile_emulation(
+    folder: Path, edit: Callable[[str, str], str] | None = None, level: str = "-O1"
+) -> ctypes.CDLL:
     """Compile the kernels for the host; `edit` (file name, text) -> text changes the source on its way."""
     sources = folder / "csrc"
     sources.mkdir(parents=True)
@@ -75,8 +80,9 @@ def compile_emulation(folder: Path, edit: Callable[[str, str], str] | None = Non
         text = path.read_text()
         (sources / path.name).write_text(edit(path.name, text) if edit else text)
     library = folder / "libemulation.so"
-    command = ["g++", "-std=c++17", level, "-shared", "-fPIC", "-DGSPN_HOST_EMULATION", "-Wno-unknown-pragmas"]
-    command += [f"-I{sources}", f"-I{EMULATION}", *map(str, sorted(EMULATION.glob("*.cpp"))), "-o", str(library)]
+    command = ["g++", "-std=c++17", level, "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+    command += ["-DGSPN_HOST_EMULATION", f"-I{sources}", f"-I{EMULATION}"]
+    command += [*map(str, sorted(EMULATION.glob("*.cpp"))), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     loaded = ctypes.CDLL(str(library))
     loaded.emulate_scan.restype = ctypes.c_char_p
@@ -92,7 +98,7 @@ def make_plan(
     alignment: int = 16,
     multiprocessors: int = 132,
     shared_per_block: int = 227 * 1024,
-    plan: Plan = Plan(),
+    plan: Plan = AS_PLANNED,
 ) -> PlanReport:
     """Return the plan of the op for a device, or `plan` completed."""
     out = (ctypes.c_int64 * 9)()
@@ -103,7 +109,7 @@ def make_plan(
 
 
 def run_forward(
-    library: ctypes.CDLL, scan: Scan, inputs: list[torch.Tensor], plan: Plan = Plan(), seed: int = 0
+    library: ctypes.CDLL, scan: Scan, inputs: list[torch.Tensor], plan: Plan = AS_PLANNED, seed: int = 0
 ) -> torch.Tensor:
     """Return h as the CUDA kernel computes it; raises AssertionError with what the emulation saw go wrong."""
     h = torch.full_like(inputs[1], torch.nan)
@@ -112,7 +118,7 @@ def run_forward(
 
 
 def run_backward(
-    library: ctypes.CDLL, scan: Scan, inputs: list[torch.Tensor], plan: Plan = Plan(), seed: int = 0
+    library: ctypes.CDLL, scan: Scan, inputs: list[torch.Tensor], plan: Plan = AS_PLANNED, seed: int = 0
 ) -> list[torch.Tensor]:
     """Return dx, dlam, dlogits for inputs grad_h, x, lam, logits, h."""
     outputs = [torch.full_like(tensor, torch.nan) for tensor in inputs[1:4]]
@@ -124,5 +130,6 @@ def _run(library, scan, backward, tensors, plan, seed):
     pointers = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
     dtype = DTYPES.index(tensors[0].dtype)
     wanted = (ctypes.c_int * 4)(*plan)
-    error = library.emulate_scan(scan.numbers(), int(backward), dtype, ctypes.c_int64(16), wanted, seed, pointers)
+    settings = (int(backward), dtype, ctypes.c_int64(16), wanted, seed)
+    error = library.emulate_scan(scan.numbers(), *settings, pointers)
     assert not error, error.decode()

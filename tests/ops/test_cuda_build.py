@@ -1,4 +1,4 @@
-"""The CUDA compiler's report of the last build: no spills, no local memory, registers within the plan's bound."""
+"""The CUDA compiler's report of the last build: no spills, and registers within the plan's bound."""
 
 import json
 import re
@@ -20,7 +20,8 @@ def kernels() -> list[Kernel]:
 
 
 def test_every_architecture_has_every_kernel(kernels):
-    architectures = {"sm_" + number.replace(".", "") for number in re.findall(r"\d+\.\d+[af]?", INFO["architectures"])}
+    numbers = re.findall(r"\d+\.\d+[af]?", INFO["architectures"])
+    architectures = {"sm_" + number.replace(".", "") for number in numbers}
     assert {kernel.architecture for kernel in kernels} == architectures
     for architecture in architectures:
         built = {kernel[1:6] for kernel in kernels if kernel.architecture == architecture}
@@ -41,7 +42,12 @@ def test_nothing_spills(kernels):
 
 
 def test_registers_are_as_the_plan_believes(kernels):
-    """register_limit of scan_plan.h: more registers would mean fewer resident blocks than the plan counts on."""
+    """register_limit of scan_plan.h: more registers would leave fewer resident blocks than planned."""
     for kernel in kernels:
-        narrow = kernel.vector == 1 or (kernel.vector == 4 and kernel.pass_ == "scan_forward")
-        assert kernel.registers <= (64 if narrow or kernel.pass_ == "sum_parts" else 96), kernel
+        forward = kernel.pass_ == "scan_forward"
+        narrow = kernel.vector * (4 if kernel.dtype == "float32" else 2) < 16
+        if kernel.vector == 1 or kernel.pass_ == "sum_parts" or (forward and narrow):
+            limit = 64
+        else:
+            limit = 96 if narrow or (forward and kernel.single) else 128
+        assert kernel.registers <= limit, kernel

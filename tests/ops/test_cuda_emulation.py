@@ -1,4 +1,6 @@
-"""The CUDA kernels' own source, run on the CPU: against the float64 reference, watched for races and stray accesses."""
+"""The CUDA kernels' own source, run on the CPU: against the reference, watched for races and strays."""
+
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -6,7 +8,15 @@ import torch
 from ops.arguments import NORMALIZATIONS
 from ops.reference import gspn_scan_reference
 from tests.ops.cases import SHAPES, SUBSETS, widened
-from tests.ops.cuda_emulation import Plan, Scan, compile_emulation, make_plan, run_backward, run_forward
+from tests.ops.cuda_emulation import (
+    AS_PLANNED,
+    Plan,
+    Scan,
+    compile_emulation,
+    make_plan,
+    run_backward,
+    run_forward,
+)
 from tests.utils import assert_near
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -17,13 +27,14 @@ def library(tmp_path_factory):
     return compile_emulation(tmp_path_factory.mktemp("emulation"))
 
 
-def compare(library, scan, dtype, forward=Plan(), backward=Plan(), scale=2.0):
+def compare(library, scan, dtype, forward=AS_PLANNED, backward=AS_PLANNED, scale=2.0):
     """Run both passes in the emulation and compare h and the gradients with the reference's."""
     inputs = scan.inputs(dtype, scale)
     wide = widened(inputs)
     settings = (scan.directions, scan.segment, scan.normalization)
     expected = gspn_scan_reference(*wide, *settings)
-    grad_h = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    grad_h = torch.randn(expected.shape, generator=generator, dtype=torch.float64).to(dtype)
     wanted = torch.autograd.grad(expected, wide, grad_h.double(), allow_unused=True, materialize_grads=True)
     h = run_forward(library, scan, inputs, forward)
     assert_near(h, expected, "h")
@@ -95,7 +106,8 @@ def test_extreme_logits(library):
         h = run_forward(library, scan, inputs)
         assert_near(h, expected, "h")
         wanted = torch.autograd.grad(expected.sum(), wide)
-        for actual, gradient in zip(run_backward(library, scan, [torch.ones_like(h), *inputs, h]), wanted, strict=True):
+        gradients = run_backward(library, scan, [torch.ones_like(h), *inputs, h])
+        for actual, gradient in zip(gradients, wanted, strict=True):
             assert_near(actual, gradient)
 
 
@@ -110,49 +122,51 @@ def test_bit_equal_for_every_order_of_blocks_and_threads(library):
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
-# What the emulation and the comparison must notice: (file, text, its mutation, what is seen).
-MUTATIONS = {
-    "forward: barrier removed": ("scan_forward.cuh", "if (item.place + 1 == run) __syncthreads();", "", "shared memory"),
-    "backward: barrier removed": ("scan_backward.cuh", "if (item.place + 1 == run) __syncthreads();", "", "shared memory"),
-    "forward: halo from the wrong side": (
-        "scan_forward.cuh", "slots.read(edge(line - 1, false), 1, after)", "slots.read(edge(line - 1, false), 0, after)", "h "
-    ),
-    "backward: h of the wrong neighbour": ("scan_backward.cuh", "tensors.h + h_at + neighbour", "tensors.h + h_at", "dlogits"),
-    "forward: one line too many": (
-        "scan_forward.cuh", "if (item.line < own_lines && n < walk.length) {", "if (n < walk.length) {", "every tensor|second write"
-    ),
-}  # fmt: skip
+class Mutation(NamedTuple):
+    """A mistake in the source and what must be said about it."""
+
+    file: str
+    old: str
+    new: str
+    noticed: str
 
 
-def test_mutations_are_noticed(tmp_path):
-    """One compilation a side: the forward and the backward mutations of a round do not meet."""
-    forward = [item for item in MUTATIONS.items() if item[0].startswith("forward")]
-    backward = [item for item in MUTATIONS.items() if item[0].startswith("backward")]
+BARRIERS = (
+    Mutation("scan_forward.cuh", "if (item.place + 1 == run) __syncthreads();", "", "shared memory"),
+    Mutation("scan_backward.cuh", "if (item.place + 1 == run()) __syncthreads();", "", "shared memory"),
+)
+INDICES = (
+    Mutation("scan_forward.cuh", "read(edge(line - 1, false), 1,", "read(edge(line - 1, false), 0,", "^h "),
+    Mutation("scan_backward.cuh", "tensors.h + h_at + neighbour", "tensors.h + h_at", "^dlogits "),
+)
+BOUNDS = (
+    Mutation("scan_forward.cuh", "item.line < own_lines && n <", "n <", "every tensor|second write"),
+    Mutation("scan_backward.cuh", "item.line < own_lines && task", "task", "every tensor|second write"),
+)
+
+
+@pytest.mark.parametrize("mutations", [BARRIERS, INDICES, BOUNDS], ids=["barrier", "index", "bounds"])
+def test_mutations_are_noticed(mutations, tmp_path):
+    def mutate(name, text):
+        for mutation in mutations:
+            if mutation.file == name:
+                assert text.count(mutation.old) == 1, f"{name} has no single {mutation.old!r}: adapt the test"
+                text = text.replace(mutation.old, mutation.new)
+        return text
+
+    library = compile_emulation(tmp_path, mutate, level="-O0")
     scan = Scan(2, 5, 4, 8, 8, segment=3)
     inputs = scan.inputs(torch.float32)
-    for number, round_ in enumerate([(forward[0], backward[0]), (forward[1], backward[1]), (forward[2],)]):
-
-        def mutate(name, text, round_=round_):
-            for _, (file, old, new, _) in round_:
-                if file == name:
-                    assert text.count(old) == 1, f"{name} has no single {old!r}: adapt the mutation"
-                    text = text.replace(old, new)
-            return text
-
-        library = compile_emulation(tmp_path / str(number), mutate, level="-O0")
-        for title, (_, _, _, seen) in round_:
-            with pytest.raises(AssertionError, match=seen):
-                if title.startswith("forward"):
-                    h = run_forward(library, scan, inputs)
-                    assert_near(h, gspn_scan_reference(*widened(inputs), segment=scan.segment), "h ")
-                else:
-                    wide = widened(inputs)
-                    h = gspn_scan_reference(*wide, segment=scan.segment)
-                    wanted = torch.autograd.grad(h.sum(), wide)
-                    stored = h.detach().float()
-                    actual = run_backward(library, scan, [torch.ones_like(stored), *inputs, stored])
-                    for name, one, other in zip(("dx", "dlam", "dlogits"), actual, wanted, strict=True):
-                        assert_near(one, other, name)
+    wide = widened(inputs)
+    h = gspn_scan_reference(*wide, segment=scan.segment)
+    wanted = torch.autograd.grad(h.sum(), wide)
+    with pytest.raises(AssertionError, match=mutations[0].noticed):
+        assert_near(run_forward(library, scan, inputs), h, "h")
+    stored = h.detach().float()
+    with pytest.raises(AssertionError, match=mutations[1].noticed):
+        gradients = run_backward(library, scan, [torch.ones_like(stored), *inputs, stored])
+        for name, actual, expected in zip(("dx", "dlam", "dlogits"), gradients, wanted, strict=True):
+            assert_near(actual, expected, name)
 
 
 def report(library, scan, backward=False, dtype=torch.bfloat16, **limits):
@@ -186,7 +200,8 @@ def test_plan_of_short_lines_keeps_them_in_registers_and_dx_in_the_block(library
 def test_plan_exists_and_fits(library, side, backward, channels, groups):
     for dtype in (torch.float32, torch.bfloat16):
         for shared in (99 * 1024, 163 * 1024, 227 * 1024):
-            plan = report(library, Scan(1, side, side, channels, groups), backward, dtype, shared_per_block=shared)
+            scan = Scan(1, side, side, channels, groups)
+            plan = report(library, scan, backward, dtype, shared_per_block=shared)
             assert plan.vector >= 1
             assert plan.rows * plan.run >= side
             assert plan.threads <= 512
@@ -200,7 +215,7 @@ def test_plan_refuses_lines_that_no_block_holds(library):
 
 
 def test_plan_uses_the_whole_device(library):
-    """At 64x64 tokens and batch 4 the scans of 1,152 channels are not many: no plan may leave a short last wave."""
+    """64x64 tokens, batch 4, 1,152 channels: hardly more scans than fit at once; no short last wave."""
     plan = report(library, Scan(4, 64, 64, 1152, 72))
     warps = -(-plan.threads // 32)
     resident = 132 * (20 // warps)  # at 96 registers

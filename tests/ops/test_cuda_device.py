@@ -1,0 +1,136 @@
+"""What only a GPU can show: streams, graphs, tensors past 2^31 elements, a second device, real sizes."""
+
+import pytest
+import torch
+
+from ops import gspn_scan, gspn_scan_reference
+from ops.scan import BACKENDS
+from tests.ops.cases import make_inputs, widened
+from tests.utils import assert_near
+
+pytestmark = pytest.mark.skipif(
+    not ("cuda" in BACKENDS and torch.cuda.is_available()),
+    reason="no GPU is visible or no CUDA kernels are built",
+)
+
+
+def gradients(inputs, h):
+    return torch.autograd.grad(h.float().square().sum(), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("segment", [0, 2])
+@pytest.mark.parametrize(
+    "side, channels, groups", [(16, 1500, 1500), (16, 1152, 72), (64, 128, 8), (256, 32, 2)]
+)
+def test_shapes_of_the_models(side, channels, groups, segment, dtype):
+    """Larger than what the emulation can do in its time: every schedule at its real size."""
+    inputs = make_inputs(2, side, side, channels, groups, 4, dtype, "cuda")
+    h = gspn_scan(*inputs, segment=segment)
+    double = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = gspn_scan_reference(*double, segment=segment)
+    assert_near(h, expected, "h")
+    grad_h = torch.randn_like(h)
+    actual = torch.autograd.grad(h, inputs, grad_h)
+    wanted = torch.autograd.grad(expected, double, grad_h.double())
+    for name, one, other in zip(("dx", "dlam", "dlogits"), actual, wanted, strict=True):
+        assert_near(one, other, name)
+
+
+@pytest.mark.parametrize("height, width", [(3, 4096), (4096, 3), (2, 20000), (4096, 4096)])
+def test_long_lines(height, width):
+    inputs = make_inputs(1, height, width, 8, 8, 4, torch.float32, "cuda", scale=0.5)
+    h = gspn_scan(*inputs)
+    assert h.isfinite().all()
+    if height * width < 100_000:
+        expected_inputs = widened(inputs)
+        expected = gspn_scan_reference(*expected_inputs)
+        assert_near(h, expected, "h")
+        wanted = torch.autograd.grad(expected.sum(), expected_inputs)
+        for one, other in zip(torch.autograd.grad(h.sum(), inputs), wanted, strict=True):
+            assert_near(one, other, tolerance=1e-5)
+
+
+def test_lines_too_long_say_so():
+    with pytest.raises(RuntimeError, match="lines of 200000 positions do not fit"):
+        gspn_scan(*make_inputs(1, 1, 200_000, 8, 8, 4, torch.float32, "cuda"))
+
+
+def test_runs_on_the_current_stream():
+    """The scan must follow work that its stream is still busy with."""
+    inputs = [tensor.detach() for tensor in make_inputs(4, 32, 32, 64, 64, 4, torch.float32, "cuda")]
+    expected = gspn_scan(*inputs)
+    late = [torch.zeros_like(tensor) for tensor in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        for tensor, value in zip(late, inputs, strict=True):
+            tensor.copy_(value)
+        h = gspn_scan(*late)
+    stream.synchronize()
+    assert torch.equal(h, expected)
+
+
+@pytest.mark.parametrize("groups", [64, 1])
+def test_graph_capture(groups):
+    inputs = make_inputs(2, 16, 16, 64, groups, 4, torch.bfloat16, "cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        gradients(inputs, gspn_scan(*inputs))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        h = gspn_scan(*inputs)
+        captured = [h, *gradients(inputs, h)]
+    with torch.no_grad():
+        for tensor in inputs:
+            tensor.copy_(torch.randn_like(tensor))
+    graph.replay()
+    fresh = gspn_scan(*inputs)
+    for one, other in zip(captured, [fresh, *gradients(inputs, fresh)], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_past_two_to_the_31_elements():
+    """logits of 3.2e9 elements: the last image must equal the same image alone."""
+    free, _ = torch.cuda.mem_get_info()
+    if free < 40 * 2**30:
+        pytest.skip(f"needs 40 GiB of GPU memory, {free / 2**30:.0f} are free")
+    batch = 128
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(batch, 64, 64, 512, device="cuda", dtype=torch.bfloat16, generator=generator)
+    lam = torch.randn(batch, 64, 64, 4, 512, device="cuda", dtype=torch.bfloat16, generator=generator)
+    logits = torch.randn(batch, 64, 64, 4, 3, 512, device="cuda", dtype=torch.bfloat16, generator=generator)
+    assert logits.numel() > 2**31
+    inputs = [tensor.requires_grad_() for tensor in (x, lam, logits)]
+    last = [tensor[-1:].detach().clone().requires_grad_() for tensor in inputs]
+    h, alone = gspn_scan(*inputs), gspn_scan(*last)
+    assert torch.equal(h[-1:], alone)
+    grad_h = torch.randn_like(alone)
+    of_all = torch.zeros_like(h)
+    of_all[-1:] = grad_h
+    wanted = torch.autograd.grad(alone, last, grad_h)
+    for one, other in zip(torch.autograd.grad(h, inputs, of_all), wanted, strict=True):
+        assert_near(one[-1:], other)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_second_device():
+    inputs = make_inputs(2, 8, 8, 16, 16, 4, torch.float32, "cuda:1")
+    assert torch.cuda.current_device() == 0
+    h = gspn_scan(*inputs)
+    assert h.device == torch.device("cuda", 1)
+    assert_near(h, gspn_scan_reference(*widened(inputs)), "h")
+    assert torch.cuda.current_device() == 0
+
+
+def test_misaligned_views_take_narrower_accesses():
+    for offset in (1, 2, 4):
+        inputs = []
+        for tensor in make_inputs(2, 16, 16, 64, 64, 4, torch.bfloat16, "cuda"):
+            memory = torch.empty(tensor.numel() + offset, device="cuda", dtype=tensor.dtype)
+            inputs.append(memory[offset:].view(tensor.shape).copy_(tensor.detach()).requires_grad_())
+        h = gspn_scan(*inputs)
+        assert_near(h, gspn_scan_reference(*widened(inputs)), "h")
+        gradients(inputs, h)
