@@ -1,0 +1,200 @@
+"""Score samples: python eval_fid.py SAMPLES --reference REF [options]"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from gspn_dit import errors
+from gspn_dit.errors import UserError
+
+RESULTS = Path(__file__).parent / "results"
+EPILOG = """\
+examples:
+  python eval_fid.py samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json scores.json
+  python eval_fid.py runs/demo --reference mnist --features digits --num 1000 --labels balanced
+  accelerate launch --num_processes 8 eval_fid.py runs/gspn_b2 --reference VIRTUAL_imagenet256_labeled.npz --preset paper
+  python eval_fid.py --leaderboard
+
+Scores of the ADM suite (FID, sFID, IS, precision, recall) and KID, with what decides them and whether they may stand
+beside published ones. Where SAMPLES is a run, what is missing of its samples is sampled first. Give sampling options
+for a run; for a file, what is written beside it (samples.json) counts, else what --labels and --weights state.
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = errors.ArgumentParser(
+        prog="eval_fid.py",
+        description="Score generated images against real ones.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("samples", metavar="SAMPLES", nargs="?", help="an npz (arr_0 uint8), a folder of images, or a run")
+    add("--reference", metavar="REF", help="ADM statistics, an npz, a folder, or mnist (the held-out digits)")
+    add("--json", metavar="FILE", help="also write the scores there")
+    add("--features", choices=("inception", "digits"), default="inception", help="(default: inception)")
+    add("--inception-weights", metavar="FILE", help="torch-fidelity's weights (default: its download)")
+    add("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
+    add("--bootstrap", metavar="N", type=int, default=0, help="resamplings for FID's error (default: 0, none)")
+    add("--fid-inf", action="store_true", help="also extrapolate FID to infinitely many samples")
+    add("--save-reference", metavar="FILE", help="write the reference's statistics, to be given as REF")
+    add("--record", action="store_true", help="add the scores to the leaderboard")
+    add("--preset", choices=("paper",), help="paper: 250 ddpm steps, no guidance, EMA, mse decoder, random labels")
+    add("--num", metavar="N", type=int, help="samples of a run (default: 50,000)")
+    add("--sampler", metavar="NAME", help="for a run (default: its own)")
+    add("--steps", metavar="N", type=int, help="for a run (default: its own)")
+    add("--cfg-scale", metavar="W", type=float, help="for a run (default: 1.0, no guidance)")
+    add("--seed", metavar="N", type=int, default=0, help="for a run (default: 0)")
+    add("--vae", metavar="HUB_ID_OR_FOLDER", help="decoder of a run (default: its own)")
+    add("--labels", choices=("random", "balanced"), help="how labels are sampled (a run's default: random)")
+    add("--weights", choices=("ema", "last"), help="which weights sample (a run's default: ema)")
+    add("--leaderboard", action="store_true", help="print measured rows beside published ones, and draw them")
+    add("--golden", metavar="DIR", help="score ADM's public samples in DIR and compare with ADM's numbers")
+    add("--results", metavar="DIR", default=str(RESULTS), help="folder of the leaderboard (default: results)")
+    return parser.parse_args(argv)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` for what is wrong before anything is read."""
+    for option, value, least in (
+        ("--batch-size", arguments.batch_size, 1),
+        ("--bootstrap", arguments.bootstrap, 0),
+        ("--num", arguments.num, 2),
+        ("--steps", arguments.steps, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{option} {value}: expected at least {least}")
+    if arguments.bootstrap == 1:
+        raise UserError("--bootstrap 1: expected 0, or at least 2 for a deviation")
+    if arguments.cfg_scale is not None and not 1 <= arguments.cfg_scale < float("inf"):
+        raise UserError(f"--cfg-scale {arguments.cfg_scale:g}: expected 1.0 (no guidance) or more")
+    if arguments.leaderboard or arguments.golden:
+        return
+    if arguments.samples is None or arguments.reference is None:
+        raise UserError("give SAMPLES and --reference REF, or --leaderboard; see eval_fid.py --help")
+    if not Path(arguments.samples).exists():
+        raise UserError(f"no such samples: {arguments.samples}; expected an npz, a folder of images, or a run")
+    for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):
+        if path is not None and not Path(path).parent.is_dir():
+            raise UserError(f"{option} {path}: its folder does not exist")
+    if arguments.save_reference and Path(arguments.save_reference).suffix != ".npz":
+        raise UserError(f"--save-reference {arguments.save_reference}: expected a name that ends in .npz")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the arguments, then score; the exit status."""
+    arguments = parse_arguments(argv)
+    check(arguments)
+    if arguments.leaderboard:
+        return leaderboard(Path(arguments.results))
+    from gspn_dit.sample_run import connect
+
+    accelerator = connect()
+    if arguments.golden:
+        return golden(arguments, accelerator)
+    result = score(arguments, accelerator)
+    if result is not None:
+        report(result, arguments)
+    accelerator.end_training()
+    return 0
+
+
+def score(arguments: argparse.Namespace, accelerator) -> dict | None:
+    """Sample what is missing if SAMPLES is a run, then score."""
+    from gspn_dit.evaluation.references import check_reference
+    from gspn_dit.evaluation.run_samples import RunOptions, is_run, sample_run
+    from gspn_dit.evaluation.scores import score_files
+
+    samples, stated = Path(arguments.samples), stated_settings(arguments)
+    if not is_run(samples):
+        refuse_run_options(arguments)
+        return score_files(samples, arguments.reference, options(arguments, stated), accelerator)
+    check_reference(arguments.reference)
+    request = RunOptions(
+        num=arguments.num,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        cfg_scale=arguments.cfg_scale,
+        labels=arguments.labels,
+        seed=arguments.seed,
+        vae=arguments.vae,
+        ema=arguments.weights != "last",
+        batch_size=arguments.batch_size,
+        preset=arguments.preset,
+    )
+    path = sample_run(samples, request, accelerator)
+    return score_files(path, arguments.reference, options(arguments, {}), accelerator)
+
+
+def options(arguments: argparse.Namespace, stated: dict):
+    from gspn_dit.evaluation.scores import Options
+
+    return Options(
+        features=arguments.features,
+        inception_weights=arguments.inception_weights,
+        batch_size=arguments.batch_size,
+        bootstrap=arguments.bootstrap,
+        fid_inf=arguments.fid_inf,
+        save_reference=arguments.save_reference,
+        stated=stated,
+        preset=arguments.preset,
+    )
+
+
+def stated_settings(arguments: argparse.Namespace) -> dict:
+    """What the options say of a file of samples."""
+    stated = {"labels": arguments.labels, "ema": {"ema": True, "last": False}.get(arguments.weights)}
+    return {key: value for key, value in stated.items() if value is not None}
+
+
+def refuse_run_options(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` for an option that would have no effect on samples that are there already."""
+    for name in ("num", "sampler", "steps", "cfg_scale", "vae"):
+        if getattr(arguments, name) is not None:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is for a run; {arguments.samples} holds samples already")
+
+
+def report(result: dict, arguments: argparse.Namespace) -> None:
+    """Print the scores; write and record them where asked."""
+    from gspn_dit.evaluation.leaderboard import record
+    from gspn_dit.evaluation.scores import format_scores
+    from gspn_dit.files import replacing
+
+    print(format_scores(result))
+    if arguments.json:
+        with replacing(arguments.json) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
+    if arguments.record:
+        record(Path(arguments.results), result)
+
+
+def golden(arguments: argparse.Namespace, accelerator) -> int:
+    """Exit status 1 where the numbers are not ADM's."""
+    from gspn_dit.evaluation.golden import check_files, golden
+
+    folder = Path(arguments.golden)
+    check_files(folder, arguments.inception_weights)
+    stated = {"labels": "random", "ema": True}
+    outcome = golden(folder, options(arguments, stated), accelerator)
+    accelerator.end_training()
+    if outcome is None:
+        return 0
+    table, agreed = outcome
+    print(table)
+    return 0 if agreed else 1
+
+
+def leaderboard(results: Path) -> int:
+    """Print the table and draw the chart."""
+    from gspn_dit.evaluation.leaderboard import draw, markdown, measured_rows, published_rows
+
+    rows = [*published_rows(results), *measured_rows(results)]
+    print(markdown(rows))
+    draw(rows, results / "leaderboard.png")
+    return 0
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,250 @@
+"""Sets of images to score: a folder, an npz, or an array; read in part, so that a set need not fit in memory."""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from gspn_dit.errors import UserError
+from gspn_dit.evaluation.cache import content_key, file_hash
+
+LOSSY = {".jpg", ".jpeg", ".webp"}
+SUFFIXES = {".png", ".bmp", ".ppm", ".tif", ".tiff", *LOSSY}
+
+
+class Images(Protocol):
+    """Images of one size, by number."""
+
+    name: str
+    size: tuple[int, int]
+    """Height and width."""
+    lossy: bool
+    """Whether some came through a format that changes pixels."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Images (stop - start, H, W, 3) uint8; grey is repeated."""
+        ...
+
+    def key(self) -> str:
+        """A hash of the contents."""
+        ...
+
+
+def open_images(path: str | Path) -> Images:
+    """The images in a folder or in an npz; `UserError` when there are none, or fewer than two."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}; expected an npz or a folder of images")
+    images = FolderImages(path) if path.is_dir() else NpzImages(path)
+    if len(images) < 2:
+        raise UserError(f"{path} holds {len(images)} images: scores need at least 2")
+    return images
+
+
+class ArrayImages:
+    """Images in memory, (n, H, W, 3) uint8."""
+
+    lossy = False
+
+    def __init__(self, array: np.ndarray, name: str) -> None:
+        self.array, self.name = array, name
+        self.size = array.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.array[start:stop]
+
+    def key(self) -> str:
+        return content_key([repr(self.array.shape).encode(), self.array.tobytes()])
+
+
+class FolderImages:
+    """Every image below a folder, in the order of the paths."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = str(folder)
+        self.files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not self.files:
+            raise UserError(f"{folder} holds no images: expected {', '.join(sorted(SUFFIXES))} in it or below")
+        self.lossy = any(file.suffix.lower() in LOSSY for file in self.files)
+        self.size = self.open(self.files[0]).shape[:2]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        images = []
+        for file in self.files[start:stop]:
+            image = self.open(file)
+            if image.shape[:2] != self.size:
+                found = "x".join(map(str, image.shape[:2]))
+                expected = "x".join(map(str, self.size))
+                raise UserError(f"{file} is {found}, the images before it {expected}: scores need one size")
+            images.append(image)
+        return np.stack(images)
+
+    def open(self, file: Path) -> np.ndarray:
+        """One image as (H, W, 3) uint8."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(file) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise UserError(f"{file} cannot be read as an image: remove it or write it again") from error
+
+    def key(self) -> str:
+        return content_key(file_hash(file).encode() for file in self.files)
+
+
+class NpzImages:
+    """`arr_0` of an npz, (n, H, W, 3), (n, H, W, 1) or (n, H, W) uint8; pickled objects are refused.
+
+    Stored arrays, as numpy.savez writes them, are mapped; compressed ones are read from front to back.
+    """
+
+    lossy = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        arrays = NpzFile(path)
+        arrays.check()
+        if "arr_0" not in arrays.names:
+            raise UserError(f"{path} has no array arr_0 (it has {', '.join(arrays.names) or 'none'})")
+        shape, dtype = arrays.header("arr_0")
+        if dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
+            raise UserError(
+                f"{path}: arr_0 is {dtype} {shape}; expected uint8 (n, H, W, 3), or (n, H, W) for grey"
+            )
+        if 0 in shape[1:]:
+            raise UserError(f"{path}: arr_0 is {shape}; expected images of at least one pixel")
+        self.count, self.size, self.image_shape = shape[0], shape[1:3], shape[1:]
+        self.rows = arrays.rows("arr_0")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        images = self.rows.read(start, stop).reshape(-1, *self.image_shape)
+        if images.ndim == 3:
+            images = images[..., None]
+        return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], 3)))
+
+    def key(self) -> str:
+        return file_hash(self.path)
+
+
+class NpzFile:
+    """The arrays of an npz, without ever unpickling; whatever is wrong with it is one `UserError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.archive = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is not an npz, or is cut short: write or download it again") from error
+        entries = [name for name in self.archive.namelist() if name.endswith(".npy")]
+        self.names = [name.removesuffix(".npy") for name in entries]
+
+    def check(self) -> None:
+        """Raise `UserError` for an array whose bytes are not those that were written."""
+        try:
+            damaged = self.archive.testzip()
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+            damaged = "an array"
+        if damaged:
+            raise UserError(f"{self.path} is damaged ({damaged}): write or download it again")
+
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype of an array; pickled objects are refused."""
+        with self.archive.open(f"{name}.npy") as entry:
+            return self.parse(name, entry)
+
+    def parse(self, name: str, entry: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+        """Read an array's header, and leave the file at its first element."""
+        try:
+            version = np.lib.format.read_magic(entry)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(entry)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {name} is not an array that numpy wrote") from error
+        if dtype.hasobject:
+            raise UserError(f"{self.path}: {name} holds pickled Python objects, which are refused")
+        if fortran and len(shape) > 1:
+            raise UserError(f"{self.path}: {name} is in Fortran order; write it from a C-contiguous array")
+        return shape, dtype
+
+    def read(self, name: str) -> np.ndarray:
+        """A whole array."""
+        with self.archive.open(f"{name}.npy") as entry:
+            shape, dtype = self.parse(name, entry)
+            return np.frombuffer(bytearray(entry.read()), dtype=dtype).reshape(shape)
+
+    def rows(self, name: str) -> "MappedRows | StreamedRows":
+        """Rows of an array of bytes, read in part."""
+        shape, _ = self.header(name)
+        info = self.archive.getinfo(f"{name}.npy")
+        length = int(np.prod(shape[1:]))
+        if info.compress_type != zipfile.ZIP_STORED:
+            return StreamedRows(self, name, length)
+        with self.archive.open(info) as entry:
+            self.parse(name, entry)
+            header = entry.tell()
+        return MappedRows(self.path, data_offset(self.path, info) + header, shape[0], length)
+
+
+def data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of a stored entry begin: after its local header, name and extra field."""
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)
+        name, extra = struct.unpack("<HH", file.read(4))
+    return info.header_offset + 30 + name + extra
+
+
+class MappedRows:
+    """Rows of uint8 in a file, mapped."""
+
+    def __init__(self, path: Path, offset: int, count: int, length: int) -> None:
+        self.place = dict(filename=path, dtype=np.uint8, mode="r", offset=offset, shape=(count, length))
+        self.empty = count == 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        # Mapped anew for each read, so that the pages of a large file do not count as this process's memory.
+        return np.array(np.memmap(**self.place)[start:stop])
+
+
+class StreamedRows:
+    """Rows of uint8 in a compressed entry; asked for in rising order, each is decompressed once."""
+
+    def __init__(self, file: NpzFile, name: str, length: int) -> None:
+        self.file, self.name, self.length = file, name, length
+        self.reopen()
+
+    def reopen(self) -> None:
+        self.entry = self.file.archive.open(f"{self.name}.npy")
+        self.file.parse(self.name, self.entry)
+        self.next = 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        if start < self.next:
+            self.reopen()
+        for size in chunks((start - self.next) * self.length):
+            self.entry.read(size)
+        self.next = stop
+        return np.frombuffer(self.entry.read((stop - start) * self.length), dtype=np.uint8).reshape(-1, self.length)
+
+
+def chunks(total: int, size: int = 1 << 24) -> Iterator[int]:
+    """Sizes of at most 16 MiB that add up to a total."""
+    while total > 0:
+        yield min(size, total)
+        total -= size

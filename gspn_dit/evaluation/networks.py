@@ -1,0 +1,120 @@
+"""The networks whose features are compared: Inception as torch-fidelity computes it, or the digit classifier.
+
+Both take images (n, H, W, 3) uint8 and give `Features`; `identity` says which network with which weights.
+"""
+
+import pickle
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gspn_dit.errors import UserError
+from gspn_dit.evaluation.cache import file_hash
+from gspn_dit.evaluation.digits import classifier_key, load_classifier, to_digits
+
+PUBLISHED_HASH = "6726825d"
+"""The start of the SHA-256 of the weights that torch-fidelity publishes; it is part of their file name."""
+SPATIAL_CHANNELS = 7
+"""ADM's: as many channels of the 17x17 map as bring sFID's 2,023 features near FID's 2,048."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network says of n images, float32 on its device."""
+
+    pool: torch.Tensor
+    """(n, d), of FID, KID, precision and recall."""
+    spatial: torch.Tensor | None = None
+    """(n, 2023), of sFID; channel-last."""
+    logits: torch.Tensor | None = None
+    """(n, 1008) without the bias of the last layer, of the inception score."""
+
+
+class Inception:
+    """torch-fidelity's InceptionV3: the 2015 weights, and TensorFlow's way of resizing to 299x299."""
+
+    kind = "inception"
+
+    def __init__(self, weights: Path, device: torch.device | str) -> None:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.hash = file_hash(weights)
+        self.published = self.hash.startswith(PUBLISHED_HASH)
+        self.identity = f"torch-fidelity's InceptionV3, weights {self.hash[:16]}"
+        self.device = torch.device(device)
+        check_weights(weights)
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
+            )
+        except RuntimeError as error:
+            raise UserError(f"{weights} are not weights of torch-fidelity's InceptionV3") from error
+        self.network.to(self.device)
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self.keep_spatial)
+
+    def keep_spatial(self, module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        self.spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (n, 17 * 17 * 7)
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> Features:
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)  # (n, 3, H, W)
+        pool, logits = self.network(x)  # (n, 2048), (n, 1008)
+        return Features(pool, self.spatial, logits)
+
+
+class Digits:
+    """The digit classifier's last hidden layer; for 32x32 digits alone."""
+
+    kind = "digits"
+    published = False
+
+    def __init__(self) -> None:
+        self.classifier = load_classifier()
+        self.identity = f"digit classifier {classifier_key()[:16]}"
+
+    def __call__(self, images: np.ndarray) -> Features:
+        try:
+            digits = to_digits(images)
+        except ValueError as error:
+            raise UserError(f"--features digits: {error}") from error
+        return Features(torch.from_numpy(self.classifier.describe(digits)[0]))
+
+
+Network = Inception | Digits
+
+
+def find_weights(given: str | Path | None) -> Path:
+    """The file of Inception's weights: the one given, the one downloaded before, or a new download.
+
+    Raises `UserError` where there is none to be had. Call it before anything slow.
+    """
+    if given is not None:
+        if not Path(given).is_file():
+            raise UserError(f"--inception-weights {given}: no such file")
+        return Path(given)
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=PUBLISHED_HASH)
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"Inception's weights cannot be downloaded ({error}): fetch {URL_INCEPTION_V3} where there is "
+                "a network and give --inception-weights FILE"
+            ) from error
+    return path
+
+
+def check_weights(path: Path) -> None:
+    """Raise `UserError` unless the file holds tensors by name and nothing else: torch-fidelity unpickles it."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as weights: expected a file that torch.save wrote") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError(f"{path} holds no state dict: expected the weights of torch-fidelity's InceptionV3")

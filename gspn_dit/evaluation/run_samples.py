@@ -1,0 +1,82 @@
+"""A run as the samples to score: what is missing of its sample file is sampled first."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from gspn_dit.errors import UserError
+from gspn_dit.evaluation.cache import content_key
+from gspn_dit.evaluation.verdict import PRESETS
+from gspn_dit.sample_run import Request, Resolved, sample_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What to sample; None leaves a choice to the preset, or else to the run."""
+
+    num: int | None = None
+    """None for 50,000, or the 1,000 of the demo where features are the digit classifier's."""
+    sampler: str | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    labels: str | None = None
+    seed: int = 0
+    vae: str | None = None
+    ema: bool = True
+    batch_size: int = 16
+    preset: str | None = None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run folder or a checkpoint folder, not a folder of images."""
+    return (path / "checkpoints").is_dir() or (path / "state.json").is_file()
+
+
+def with_preset(options: RunOptions) -> RunOptions:
+    """The options with those of the preset; `UserError` where both say something and not the same."""
+    if options.preset is None:
+        return options
+    preset = PRESETS[options.preset]
+    pinned = {key: getattr(preset, key) for key in ("num", "sampler", "steps", "cfg_scale", "labels", "vae")}
+    for key, value in pinned.items():
+        if getattr(options, key) not in (None, value):
+            option = key.replace("_", "-")
+            raise UserError(f"--{option} {getattr(options, key)}: --preset {options.preset} pins it to {value}")
+    if not options.ema:
+        raise UserError(f"--weights last: --preset {options.preset} pins it to ema")
+    return replace(options, **pinned)
+
+
+def resolve(run: Path, options: RunOptions) -> tuple[Resolved, RunOptions]:
+    """Every choice made and checked, without loading a weight."""
+    options = with_preset(options)
+    resolved = Request(
+        run=str(run),
+        ema=options.ema,
+        sampler=options.sampler,
+        steps=options.steps,
+        cfg_scale=1.0 if options.cfg_scale is None else options.cfg_scale,
+        seed=options.seed,
+        vae=options.vae,
+        batch_size=options.batch_size,
+    ).resolve()
+    if options.preset:
+        objective, expected = resolved.config.diffusion.objective, PRESETS[options.preset].objective
+        if objective != expected:
+            raise UserError(f"--preset {options.preset} is for {expected} models; {run} is of a {objective} model")
+    return resolved, options
+
+
+def sample_run(run: Path, options: RunOptions, accelerator: Accelerator) -> Path:
+    """The sample file of a run, in its folder `evaluation`, filled up; every process must call this."""
+    resolved, options = resolve(run, options)
+    checkpoint = Path(resolved.request.run)
+    labels, num = options.labels or "random", options.num or 50_000
+    request = repr(replace(resolved.request, run="", batch_size=0))
+    key = content_key([request.encode(), labels.encode(), str(num).encode()])[:12]
+    path = checkpoint.parent.parent / "evaluation" / f"{checkpoint.name}-{key}.npz"
+    path.parent.mkdir(exist_ok=True)
+    accelerator.print(f"samples: {path}")
+    sample_file(resolved, num, labels, path, accelerator)
+    return path
