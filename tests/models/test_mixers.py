@@ -112,6 +112,13 @@ def test_a_fresh_gspn_module_neither_shrinks_nor_blows_up_its_input(merge):
     assert 0.2 < out.std() < 20
 
 
+def test_the_gate_sees_normalised_maps():
+    mixer, x = fresh_mixer(), torch.randn(2, 8, 8, 64)
+    out = mixer(x)
+    mixer.core.to_u.weight.data *= 100
+    torch.testing.assert_close(mixer(x), out, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("merge", ["scalar", "channel", "linear"])
 def test_a_fresh_line_scan_keeps_the_scale_and_spreads_evenly(merge):
     scan = fresh_mixer(merge=merge).core

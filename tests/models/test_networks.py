@@ -143,6 +143,32 @@ def test_a_model_from_meta_is_completed_by_its_initialisation(name):
         assert torch.equal(model.state_dict()[key], value), key
 
 
+def test_a_patch_comes_out_where_it_went_in():
+    model = build("DiT-S/4", learn_sigma=False, width=48)
+    image = torch.arange(2 * 3 * 16 * 16).float().view(2, 3, 16, 16)
+    torch.nn.init.eye_(model.embed_patches.proj.weight)
+    model.embed_patches.proj.bias.data = torch.zeros(48)
+    patches = model.embed_patches(image).unflatten(-1, (3, 4, 4))  # (B, h, w, C, p, q)
+    assert torch.equal(patches[1, 2, 3], image[1, :, 8:12, 12:16])
+    model.final.proj.weight.data.zero_()
+    model.final.proj.bias.data = torch.arange(
+        48.0
+    )  # the same patch at every place, pixel (p, q) before channel
+    expected = torch.arange(48.0).view(4, 4, 3).permute(2, 0, 1).repeat(1, 4, 4)
+    torch.testing.assert_close(model(*batch())[0], expected)
+
+
+def test_long_skips_join_the_halves_from_the_middle_outwards():
+    model = build("GSPN-S/4", depth=4)
+    outputs, skips = [], []
+    for block in model.first:
+        block.register_forward_hook(lambda _, inputs, out: outputs.append(out))
+    for block in model.second:
+        block.register_forward_pre_hook(lambda _, inputs: skips.append(inputs[1]))
+    model(*batch())
+    assert [skip is out for skip, out in zip(skips, reversed(outputs), strict=True)] == [True, True]
+
+
 def test_sincos_positions_tell_every_place_apart():
     table = build("DiT-S/4").embed_position.table.flatten(0, 1)  # (N, C)
     distance = torch.cdist(table, table) + 10 * torch.eye(len(table))
