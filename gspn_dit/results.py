@@ -7,10 +7,40 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from gspn_dit.autoencoder import Autoencoder, create_autoencoder
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import Config
+from gspn_dit.data import Dataset
+from gspn_dit.diffusion import default_sampler
+from gspn_dit.errors import UserError
 from gspn_dit.files import replacing
 from gspn_dit.metrics import plot_loss
+from gspn_dit.sampling import generate, save_grid
+
+Report = Callable[[str], None]
+
+
+def open_decoder(
+    config: Config, dataset: Dataset, device: torch.device, report: Report
+) -> Autoencoder | None:
+    """What decodes the run's samples; None, with a word about it, when the data set's own is not at hand.
+
+    Raises `UserError` when it is the config that names one that cannot be had.
+    """
+    try:
+        return create_autoencoder(config.data.autoencoder or dataset.autoencoder, device)
+    except UserError as error:
+        if config.data.autoencoder:
+            raise
+        report(f"training without sample grids: {error}")
+        return None
+
+
+class NoDecoder:
+    """For processes that take part in sampling but write nothing."""
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.empty(len(z), 1, 1, 3, dtype=torch.uint8)
 
 
 def grid_classes(config: Config, num_classes: int) -> list[int]:
@@ -21,19 +51,17 @@ def grid_classes(config: Config, num_classes: int) -> list[int]:
     return [row * num_classes // rows for row in range(rows)]
 
 
-def save_samples(model: nn.Module, config: Config, path: Path | None, device: torch.device) -> None:
-    """Draw a grid with a row per class as `config.sample` says; write it unless `path` is None."""
-    from gspn_dit.autoencoder import create_autoencoder
-    from gspn_dit.diffusion import default_sampler
-    from gspn_dit.sampling import generate, save_grid
-
+def draw_grid(
+    model: nn.Module, config: Config, decoder: Autoencoder | NoDecoder, device: torch.device
+) -> tuple[torch.Tensor, int]:
+    """Samples as `config.sample` says, (n, H, W, 3) uint8, and the number of rows: one per class."""
     settings = config.sample
     classes = grid_classes(config, model.num_classes)
     labels = torch.tensor(classes).repeat_interleave(settings.per_class)
     batches = generate(
         model,
         config,
-        create_autoencoder(config.data.autoencoder, device),
+        decoder,
         labels,
         torch.arange(len(labels)),
         seed=config.train.seed,
@@ -45,37 +73,39 @@ def save_samples(model: nn.Module, config: Config, path: Path | None, device: to
         device=device,
         progress=False,
     )
-    images = torch.cat([torch.as_tensor(images) for _, images in batches])
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_grid(images, len(classes), path)
+    return torch.cat([images for _, images in batches]), len(classes)
 
 
-def finish_run(config: Config, device: torch.device, redo: bool, report: Callable[[str], None]) -> None:
+def write_grid(images: torch.Tensor, rows: int, path: Path) -> None:
+    """Write a grid, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_grid(images, rows, path)
+
+
+def finish_run(
+    config: Config, decoder: Autoencoder | None, device: torch.device, redo: bool, report: Report
+) -> None:
     """Make the results of a finished run from its last checkpoint; those already there only when `redo`."""
     run_dir = Path(config.run_dir)
     report(f"loss curve: {plot_loss(run_dir)}")
-    final = run_dir / "samples" / "final.png"
-    scores = run_dir / "scores.json"
-    wants_scores = config.data.kind == "mnist" and config.eval.samples > 0
+    if decoder is None:
+        return
     model, _, _ = load_model(run_dir, device=device)
+    final = run_dir / "samples" / "final.png"
     if redo or not final.exists():
-        save_samples(model, config, final, device)
+        write_grid(*draw_grid(model, config, decoder, device), final)
     report(f"samples: {final}")
-    if wants_scores and (redo or not scores.exists()):
-        score(model, config, scores, device)
-    if wants_scores:
-        from gspn_dit.evaluation import format_table
-
-        report(format_table(json.loads(scores.read_text())))
+    if config.data.kind == "mnist" and config.eval.samples > 0:
+        report(score(model, config, decoder, device, redo))
 
 
-def score(model: nn.Module, config: Config, path: Path, device: torch.device) -> None:
-    """Score a model of digits and write the numbers as JSON."""
-    from gspn_dit.autoencoder import create_autoencoder
-    from gspn_dit.evaluation import score_demo
+def score(model: nn.Module, config: Config, decoder: Autoencoder, device: torch.device, redo: bool) -> str:
+    """The score table of a model of digits; scores.json keeps its numbers."""
+    from gspn_dit.evaluation import format_table, score_demo
 
-    autoencoder = create_autoencoder(config.data.autoencoder, device)
-    scores = score_demo(model, config, autoencoder, device, path.parent)
-    with replacing(path) as file:
-        file.write(json.dumps(scores, indent=1).encode())
+    path = Path(config.run_dir) / "scores.json"
+    if redo or not path.exists():
+        scores = score_demo(model, config, decoder, device, path.parent)
+        with replacing(path) as file:
+            file.write(json.dumps(scores, indent=1).encode())
+    return format_table(json.loads(path.read_text()))

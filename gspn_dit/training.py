@@ -1,6 +1,7 @@
 """Training: steps, logs, sample grids and checkpoints, on any number of processes through accelerate."""
 
 import contextlib
+import errno
 import math
 import signal
 import sys
@@ -42,7 +43,7 @@ from gspn_dit.ema import EMA
 from gspn_dit.errors import UserError
 from gspn_dit.files import claimed
 from gspn_dit.metrics import MetricsLog
-from gspn_dit.results import finish_run, save_samples
+from gspn_dit.results import NoDecoder, draw_grid, finish_run, open_decoder, write_grid
 from gspn_dit.resume import check_same_data, check_same_run, describe_dataset
 
 STOPPED = 143
@@ -69,6 +70,7 @@ class Trainer:
         self.run_dir = Path(config.run_dir)
         self.diffusion = build_diffusion(config)
         self.dataset = create_dataset(config.data)
+        self.open_decoder(config)
         self.config = config = fit_to_data(config, self.dataset)
         model = build_model(config, self.dataset, self.diffusion.learn_sigma)
         self.model_settings = model.config
@@ -80,7 +82,16 @@ class Trainer:
         self.window: list[dict[str, float]] = []
         """Measurements since the last row of the log, read back and averaged over the processes."""
         self.columns: tuple[str, ...] = ()
+        self.log: MetricsLog | None = None
         self.resume()
+
+    def open_decoder(self, config: Config) -> None:
+        """Get what decodes the sample grids before hours of training, on the process that writes them."""
+        if self.main:
+            self.decoder = open_decoder(config, self.dataset, self.accelerator.device, self.report)
+        else:
+            self.decoder = NoDecoder()
+        self.shows_samples = broadcast_object_list([self.decoder is not None])[0]
 
     def prepare(self, model: nn.Module) -> None:
         """Move to the device, compile, and wrap for several processes."""
@@ -144,14 +155,15 @@ class Trainer:
         if stopped:
             self.report(f"stopped by SIGTERM at step {self.step}; the same command continues")
         elif self.main:
-            finish_run(self.config, self.accelerator.device, fresh, self.report)
+            finish_run(self.config, self.decoder, self.accelerator.device, fresh, self.report)
         self.accelerator.wait_for_everyone()
         return STOPPED if stopped else 0
 
     def train(self) -> bool:
         """All steps that are left; whether SIGTERM cut them short."""
         train = self.config.train
-        self.log = MetricsLog(self.config, self.step) if self.main else None
+        if self.main:
+            self.log = MetricsLog(self.config, self.step)
         self.clock = Clock(self.step)
         with sigterm_flag() as flag, self.progress_bar() as self.bar, contextlib.ExitStack() as stack:
             if self.log:
@@ -161,7 +173,7 @@ class Trainer:
                 stop = self.agreed(flag)
                 if self.due(train.log_every) or self.step == train.steps:
                     self.log_row()
-                if self.due(train.sample_every) and self.step < train.steps:
+                if self.shows_samples and self.due(train.sample_every) and self.step < train.steps:
                     self.sample()
                 if self.due(train.checkpoint_every) or self.step == train.steps or stop:
                     self.save()
@@ -232,9 +244,10 @@ class Trainer:
 
     def sample(self) -> None:
         """A grid from the EMA weights; all processes draw it, as a sharded model needs, and one writes it."""
-        path = self.run_dir / "samples" / f"step_{self.step:08d}.png"
         with self.clock.paused(), self.ema.swapped():
-            save_samples(self.model, self.config, path if self.main else None, self.accelerator.device)
+            images, rows = draw_grid(self.model, self.config, self.decoder, self.accelerator.device)
+        if self.main:
+            write_grid(images, rows, self.run_dir / "samples" / f"step_{self.step:08d}.png")
 
     def save(self) -> None:
         """Write a checkpoint and drop the oldest; `UserError` when it cannot be written."""
@@ -361,4 +374,10 @@ def train(config: Config) -> int:
         stack.callback(accelerator.end_training)
         if accelerator.is_main_process:
             stack.enter_context(claimed(Path(config.run_dir)))
-        return Trainer(config, accelerator).run()
+        try:
+            return Trainer(config, accelerator).run()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            what = f"cannot write {error.filename or config.run_dir}: {error.strerror}"
+            raise UserError(f"{what}; free some space, and the same command continues") from error

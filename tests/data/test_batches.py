@@ -71,6 +71,14 @@ def test_micro_batches_draw_the_same(micro_batch):
         assert torch.equal(found, expected)
 
 
+def test_an_image_draws_by_its_number_in_training():
+    of_eight = [value[4:] for value in step_of(batches(), 1)]
+    of_four = step_of(batches(batch_size=4), 3)
+    for expected, found in zip(of_eight, of_four, strict=True):
+        assert torch.equal(found, expected)
+    assert not torch.equal(of_four[3], step_of(batches(batch_size=4), 2)[3])
+
+
 def test_steps_come_in_order_from_the_thread():
     stream = list(batches()(3, 6))
     assert len(stream) == 3

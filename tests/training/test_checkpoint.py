@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from gspn_dit import checkpoint
 from gspn_dit.checkpoint import damage, latest_checkpoint, load_model
 from gspn_dit.errors import UserError
+from gspn_dit.metrics import MetricsLog
 from tests.training.run_state import final_state
 
 
@@ -97,6 +98,15 @@ def test_full_disk_is_reported_and_the_last_good_checkpoint_kept(train_run, monk
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000004"]
     monkeypatch.undo()
     assert final_state(train_run("run")) == final_state(train_run("straight"))
+
+
+def test_full_disk_is_reported_whatever_was_written(train_run, monkeypatch):
+    def full(self, row):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+    monkeypatch.setattr(MetricsLog, "write", full)
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
+        train_run("run")
 
 
 def test_load_model_gives_the_averaged_weights(run_dir):

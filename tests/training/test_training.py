@@ -14,6 +14,7 @@ from gspn_dit import training
 from gspn_dit.checkpoint import latest_checkpoint, load_model
 from gspn_dit.config import TrainConfig
 from gspn_dit.data.batches import Batches
+from gspn_dit.data.mnist import Digits
 from gspn_dit.ema import EMA, decay_at
 from gspn_dit.errors import UserError
 from gspn_dit.training import STOPPED, Trainer, learning_rate
@@ -288,3 +289,12 @@ def test_speed_is_logged_without_the_pauses(train_run):
 @pytest.mark.slow
 def test_compiled_run_is_the_same(train_run):
     assert_same_training(train_run("eager"), train_run("compiled", "train.compile=true"))
+
+
+def test_missing_decoder_stops_nothing_unless_asked_for(train_run, monkeypatch, capsys):
+    monkeypatch.setattr(Digits, "autoencoder", "/no/decoder")
+    run_dir = train_run("run", "train.sample_every=2")
+    assert "training without sample grids: " in capsys.readouterr().out
+    assert not (run_dir / "samples").exists()
+    with pytest.raises(UserError, match="/no/decoder"):
+        train_run("asked", "data.autoencoder=/no/decoder")
