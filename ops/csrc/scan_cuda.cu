@@ -132,3 +132,19 @@ STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
   m.impl("scan", TORCH_BOX(&gspn::scan));
   m.impl("scan_backward", TORCH_BOX(&gspn::scan_backward));
 }
+
+// For benchmarks/: the plan and the modelled microseconds for a device that need not be present. `shape` is B, H, W, K,
+// C, G, segment, normalization and four directions; `plan` takes vector, lanes, rows, run, tiled, parts, shared bytes,
+// blocks.
+extern "C" __attribute__((visibility("default"))) double gspn_cuda_plan(const int64_t* shape, int backward,
+                                                                        int element_bytes, int multiprocessors,
+                                                                        int shared_per_block, int64_t* plan) {
+  gspn::ScanShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], static_cast<int>(shape[7]), {}};
+  for (int k = 0; k < 4; k++) s.codes[k] = static_cast<int>(shape[8 + k]);
+  const gspn::DeviceLimits device{multiprocessors, shared_per_block};
+  const gspn::ScanPlan made = gspn::make_plan(s, backward, element_bytes, 16, device);
+  const int64_t numbers[] = {made.vector, made.lanes, made.rows,         made.run,
+                             made.tiled,  made.parts, made.shared_bytes, made.blocks};
+  for (int i = 0; i < 8; i++) plan[i] = numbers[i];
+  return made.vector > 0 ? gspn::modelled_time(s, backward, element_bytes, device, made) : 0;
+}

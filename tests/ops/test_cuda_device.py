@@ -10,7 +10,7 @@ from tests.utils import assert_near
 
 pytestmark = pytest.mark.skipif(
     not ("cuda" in BACKENDS and torch.cuda.is_available()),
-    reason="no GPU is visible or no CUDA kernels are built",
+    reason="no GPU is visible, or no CUDA build",
 )
 
 

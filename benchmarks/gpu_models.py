@@ -1,0 +1,132 @@
+"""The modules around the scan on a GPU: mixers and training steps against attention's; a mixer's profile."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu_timing import median_seconds
+from gspn_dit import create_model
+from gspn_dit.models.mixers import create_mixer
+from gspn_dit.models.settings import resolve_settings
+
+GRIDS = {16: 64, 32: 16, 64: 4, 128: 1, 256: 1}  # tokens on a side: batch
+STEP_BLOCKS = 4
+MIXERS = {
+    "attention": ("DiT-XL/2", None),
+    "gspn": ("GSPN-DiT-XL/2", 0),
+    "gspn, segments of 2": ("GSPN-DiT-XL/2", 2),
+}
+
+
+def make_mixer(kind: str) -> nn.Module:
+    """A mixer of width 1,152 in bfloat16."""
+    name, segment = MIXERS[kind]
+    with torch.device("cuda"):
+        mixer = create_mixer(resolve_settings(name), segment)
+    for module in mixer.modules():
+        if hasattr(module, "initialize_weights"):
+            module.initialize_weights()
+    return mixer.to(torch.bfloat16)
+
+
+def forward_backward(mixer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> None:
+    """One forward and one backward pass, gradients of input and weights."""
+    torch.autograd.grad(mixer(x), (x, *mixer.parameters()), grad)
+
+
+def mixer_rows(compiled: bool = True) -> Iterator[dict]:
+    """Forward, and forward with backward, of each mixer at each grid; both sides under torch.compile."""
+    mixers = {kind: make_mixer(kind) for kind in MIXERS}
+    run = {kind: torch.compile(mixer, dynamic=False) if compiled else mixer for kind, mixer in mixers.items()}
+    for side, batch in GRIDS.items():
+        row = {"pixels": side * 16, "tokens": side * side, "batch": batch, "compiled": compiled}
+        for kind, mixer in mixers.items():
+            x = torch.randn(batch, side, side, 1152, device="cuda", dtype=torch.bfloat16)
+            with torch.no_grad():
+                row[f"{kind}, forward"] = 1e6 * median_seconds(
+                    lambda _, args=(run[kind], x): args[0](args[1])
+                )
+            x.requires_grad_()
+            args = (run[kind], x, torch.randn_like(x))
+            row[f"{kind}, forward and backward"] = 1e6 * median_seconds(
+                lambda _, args=args: forward_backward(*args)
+            )
+            row[f"{kind}, weights"] = sum(p.numel() for p in mixer.parameters())
+        torch.cuda.empty_cache()
+        yield row
+
+
+def make_step(name: str, side: int, batch: int) -> Callable[[int], None]:
+    """A training step of a model of STEP_BLOCKS blocks: forward, backward, AdamW, in bfloat16 autocast."""
+    with torch.device("cuda"):
+        model = create_model(name, input_size=2 * side, depth=STEP_BLOCKS)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    x = torch.randn(batch, 4, 2 * side, 2 * side, device="cuda")
+    t, y = torch.rand(batch, device="cuda") * 999, torch.randint(1000, (batch,), device="cuda")
+
+    def step(_: int) -> None:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = model(x, t, y).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def step_rows() -> Iterator[dict]:
+    """The whole training step of GSPN-DiT-XL/2 and DiT-XL/2, four blocks deep."""
+    for side, batch in GRIDS.items():
+        row = {"pixels": side * 16, "tokens": side * side, "batch": batch, "blocks": STEP_BLOCKS}
+        for kind, name in (("attention", "DiT-XL/2"), ("gspn", "GSPN-DiT-XL/2")):
+            row[f"{kind}, step"] = 1e6 * median_seconds(make_step(name, side, batch), seconds=0.5)
+            torch.cuda.empty_cache()
+        yield row
+
+
+def crossover(rows: list[dict], what: str) -> int | None:
+    """The first resolution in pixels from which GSPN is faster than attention at every larger one."""
+    first = None
+    for row in sorted(rows, key=lambda row: row["pixels"], reverse=True):
+        if row[f"gspn, {what}"] >= row[f"attention, {what}"]:
+            break
+        first = row["pixels"]
+    return first
+
+
+def profile_rows() -> Iterator[dict]:
+    """Device time of each kernel in GSPN-DiT-XL/2's mixer, forward and backward, eager and compiled."""
+    for side in (16, 64):
+        for compiled in (False, True):
+            mixer = make_mixer("gspn")
+            run = torch.compile(mixer, dynamic=False) if compiled else mixer
+            shape = (GRIDS[side], side, side, 1152)
+            x = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            grad = torch.randn_like(x)
+            for _ in range(3):
+                torch.autograd.grad(run(x), (x, *mixer.parameters()), grad)
+            torch.cuda.synchronize()
+            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+                for _ in range(5):
+                    torch.autograd.grad(run(x), (x, *mixer.parameters()), grad)
+                torch.cuda.synchronize()
+            averages = profiler.key_averages()
+            kernels = [event for event in averages if event.device_type == torch.autograd.DeviceType.CUDA]
+            kernels.sort(key=lambda event: event.self_device_time_total, reverse=True)
+            total = sum(event.self_device_time_total for event in kernels)
+            yield {
+                "pixels": side * 16,
+                "compiled": compiled,
+                "microseconds": total / 5,
+                "kernels": [
+                    {
+                        "name": event.key[:160],
+                        "calls": event.count / 5,
+                        "microseconds": event.self_device_time_total / 5,
+                        "share": event.self_device_time_total / total,
+                    }
+                    for event in kernels[:20]
+                ],
+            }

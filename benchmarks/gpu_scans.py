@@ -1,0 +1,204 @@
+"""The scan itself on a GPU: share of the copy bandwidth, and what it is compared with."""
+
+import ctypes
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu_timing import median_seconds, rotations
+from benchmarks.scan_cost import WIDE_MAP, Plan, Shape, ideal_bytes, model_shapes, plan_of, scratch_bytes
+from ops import build, gspn_scan_reference
+
+CODES = [0, 1, 2, 3]
+K = len(CODES)
+
+
+def make_tensors(shape: Shape, dtype: torch.dtype, backward: bool) -> list[torch.Tensor]:
+    """Random x, lam, logits; before them grad_h and after them h for the backward pass."""
+    pixels = (shape.batch, shape.height, shape.width)
+    sizes = [(*pixels, shape.channels), (*pixels, K, shape.channels), (*pixels, K, 3, shape.groups)]
+    x, lam, logits = (torch.randn(size, device="cuda", dtype=dtype) for size in sizes)
+    if not backward:
+        return [x, lam, logits]
+    h = torch.ops.gspn.scan(x, lam, logits, CODES, shape.segment, 0)
+    return [torch.randn_like(h), x, lam, logits, h]
+
+
+def time_scan(shape: Shape, dtype: torch.dtype, backward: bool) -> float:
+    """Median seconds of the op on rotating inputs."""
+    bytes_of_a_set = ideal_bytes(shape, dtype, backward)
+    sets = [make_tensors(shape, dtype, backward) for _ in range(rotations(bytes_of_a_set))]
+    operator = torch.ops.gspn.scan_backward if backward else torch.ops.gspn.scan
+    return median_seconds(lambda i: operator(*sets[i], CODES, shape.segment, 0), len(sets))
+
+
+def device_plan(shape: Shape, dtype: torch.dtype, backward: bool) -> Plan:
+    """The plan on this device."""
+    properties = torch.cuda.get_device_properties(0)
+    shared = properties.shared_memory_per_block_optin
+    return plan_of(shape, dtype, backward, properties.multi_processor_count, shared)
+
+
+def scan_rows(copy_bytes_per_second: float) -> Iterator[dict]:
+    """Every listed shape, forward and backward."""
+    cases = [(shape, torch.bfloat16) for shape in [*model_shapes(), WIDE_MAP]]
+    cases += [(WIDE_MAP, torch.float32), (model_shapes()[0], torch.float32)]
+    for shape, dtype in cases:
+        for backward in (False, True):
+            plan = device_plan(shape, dtype, backward)
+            ideal = ideal_bytes(shape, dtype, backward)
+            moved = ideal + scratch_bytes(shape, backward, plan)
+            seconds = time_scan(shape, dtype, backward)
+            torch.cuda.empty_cache()
+            yield {
+                "shape": shape._asdict(),
+                "dtype": str(dtype).removeprefix("torch."),
+                "pass": "backward" if backward else "forward",
+                "microseconds": seconds * 1e6,
+                "moved_bytes": moved,
+                "ideal_bytes": ideal,
+                "share_of_copy": moved / seconds / copy_bytes_per_second,
+                "share_of_ideal": ideal / seconds / copy_bytes_per_second,
+                "plan": plan._asdict(),
+            }
+
+
+def compile_baselines(folder: Path) -> ctypes.CDLL:
+    """Compile baseline_scan.cu for this device."""
+    home = build.find_cuda(folder)
+    if home is None:
+        raise RuntimeError("no CUDA compiler for the baselines")
+    major, minor = torch.cuda.get_device_capability()
+    source = Path(__file__).with_name("baseline_scan.cu")
+    library = folder / "libbaseline.so"
+    command = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", "-shared"]
+    subprocess.run(
+        [*command, "-Xcompiler=-fPIC", str(source), "-o", str(library)], check=True, capture_output=True
+    )
+    return ctypes.CDLL(str(library))
+
+
+def run_baseline(
+    library: ctypes.CDLL, shape: Shape, tensors: list, channels_last: bool, backward: bool
+) -> None:
+    """All launches of one pass on the current stream; G = C, tensors as baseline_scan.cu wants them."""
+    sizes = (ctypes.c_int64 * 6)(shape.batch, shape.height, shape.width, shape.channels, K, shape.segment)
+    pointers = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+    is_bfloat16 = int(tensors[0].dtype == torch.bfloat16)
+    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+    error = library.baseline_scan(sizes, is_bfloat16, int(channels_last), int(backward), pointers, stream)
+    if error:
+        raise RuntimeError(f"the baseline failed with CUDA error {error}")
+
+
+def baseline_tensors(shape: Shape, dtype: torch.dtype, backward: bool) -> list[torch.Tensor]:
+    """The op's own inputs followed by what the baseline writes."""
+    tensors = make_tensors(shape, dtype, backward)
+    lam = tensors[2 if backward else 1]
+    if not backward:
+        return [*tensors, torch.empty_like(lam)]
+    x, logits = tensors[1], tensors[3]
+    state = torch.empty(lam.shape, device="cuda")
+    return [
+        *tensors,
+        state,
+        torch.zeros(x.shape, device="cuda"),
+        torch.empty_like(lam),
+        torch.empty_like(logits),
+    ]
+
+
+def check_baseline(library: ctypes.CDLL) -> None:
+    """The baselines compute the same function: channels last directly, channels first on one direction."""
+    shape = Shape("check", 2, 7, 5, 6, 6, 3)
+    forward = baseline_tensors(shape, torch.float32, False)
+    run_baseline(library, shape, forward, True, False)
+    torch.testing.assert_close(
+        forward[3], torch.ops.gspn.scan(*forward[:3], CODES, 3, 0), rtol=1e-4, atol=1e-4
+    )
+    tensors = baseline_tensors(shape, torch.float32, True)
+    run_baseline(library, shape, tensors, True, True)
+    wanted = torch.ops.gspn.scan_backward(*tensors[:5], CODES, 3, 0)
+    for actual, expected in zip(tensors[6:], wanted, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def baseline_rows() -> Iterator[dict]:
+    """One launch for each line, uncoalesced and coalesced, against the op: G = C, bfloat16."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = compile_baselines(Path(folder))
+        check_baseline(library)
+        for shape in (
+            WIDE_MAP,
+            *(s for s in model_shapes((16, 64)) if s.groups == s.channels and not s.segment),
+        ):
+            for backward in (False, True):
+                row = {
+                    "shape": shape._asdict(),
+                    "pass": "backward" if backward else "forward",
+                    "dtype": "bfloat16",
+                }
+                row["op_microseconds"] = time_scan(shape, torch.bfloat16, backward) * 1e6
+                tensors = baseline_tensors(shape, torch.bfloat16, backward)
+                for name, channels_last in (("uncoalesced", False), ("coalesced", True)):
+                    settings = (library, shape, tensors, channels_last, backward)
+                    seconds = median_seconds(lambda _, settings=settings: run_baseline(*settings))
+                    row[f"{name}_microseconds"] = seconds * 1e6
+                    row[f"times_{name}"] = seconds * 1e6 / row["op_microseconds"]
+                del tensors
+                torch.cuda.empty_cache()
+                yield row
+
+
+def attention_rows(width: int = 1152, heads: int = 16) -> Iterator[dict]:
+    """Flash attention at equal tokens and width, against the scans of GSPN-DiT-XL/2."""
+    for shape in (s for s in model_shapes() if s.channels == width):
+        tokens = shape.height * shape.width
+        q, k, v = (
+            torch.randn(shape.batch, heads, tokens, width // heads, device="cuda", dtype=torch.bfloat16)
+            for _ in range(3)
+        )
+        row = {"shape": shape._asdict(), "tokens": tokens}
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            row["attention_forward_microseconds"] = 1e6 * median_seconds(
+                lambda _, qkv=(q, k, v): F.scaled_dot_product_attention(*qkv)
+            )
+            leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
+            out = F.scaled_dot_product_attention(*leaves)
+            grad = torch.randn_like(out)
+            row["attention_backward_microseconds"] = 1e6 * median_seconds(
+                lambda _, args=(out, leaves, grad): torch.autograd.grad(*args, retain_graph=True)
+            )
+        for name, backward in (("forward", False), ("backward", True)):
+            row[f"scan_{name}_microseconds"] = 1e6 * time_scan(shape, torch.bfloat16, backward)
+            row[f"attention_over_scan_{name}"] = (
+                row[f"attention_{name}_microseconds"] / row[f"scan_{name}_microseconds"]
+            )
+        torch.cuda.empty_cache()
+        yield row
+
+
+def compiled_reference_rows() -> Iterator[dict]:
+    """The plain PyTorch scan under torch.compile at the 256-pixel grid."""
+    compiled = torch.compile(gspn_scan_reference)
+    for shape in (s for s in model_shapes((16,)) if not s.segment):
+        x, lam, logits = (t.requires_grad_() for t in make_tensors(shape, torch.bfloat16, False))
+        h = compiled(x, lam, logits)
+        grad = torch.randn_like(h)
+        row = {"shape": shape._asdict(), "dtype": "bfloat16"}
+        with torch.no_grad():
+            row["reference_forward_microseconds"] = 1e6 * median_seconds(
+                lambda _, inputs=(x, lam, logits): compiled(*inputs)
+            )
+        row["reference_backward_microseconds"] = 1e6 * median_seconds(
+            lambda _, args=(h, (x, lam, logits), grad): torch.autograd.grad(*args, retain_graph=True)
+        )
+        for name, backward in (("forward", False), ("backward", True)):
+            op = 1e6 * time_scan(shape, torch.bfloat16, backward)
+            row[f"times_reference_{name}"] = row[f"reference_{name}_microseconds"] / op
+        yield row

@@ -1,0 +1,134 @@
+"""What the CUDA scan should do, worked out without a GPU: `python benchmarks/predict.py`.
+
+From the compiler's report (registers), the plan of every listed shape (threads, shared memory) and the bytes
+that a scan moves: occupancy, bytes in flight on a multiprocessor, bytes per element, and a floor of time at
+the bandwidth given. Predictions, not yet measured on a GPU. Writes benchmarks/results/cuda_predictions.json.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks.compiler_report import Kernel, read_report  # noqa: E402
+from benchmarks.scan_cost import (  # noqa: E402
+    SHARED_PER_BLOCK,
+    WIDE_MAP,
+    Plan,
+    Shape,
+    ideal_bytes,
+    model_shapes,
+    plan_of,
+    scratch_bytes,
+)
+from gspn_dit.errors import UserError, run  # noqa: E402
+from ops.scan import BACKENDS, LIBRARY  # noqa: E402
+
+ARCHITECTURE, PROCESSORS = "sm_90", 132
+
+
+def find_kernel(
+    kernels: list[Kernel], shape: Shape, dtype: torch.dtype, backward: bool, plan: Plan
+) -> Kernel:
+    """The kernel that carries out `plan`."""
+    wanted = (
+        ARCHITECTURE,
+        "scan_backward" if backward else "scan_forward",
+        str(dtype).removeprefix("torch."),
+        plan.vector,
+        shape.groups != shape.channels,
+        plan.run == 1,
+    )
+    return next(kernel for kernel in kernels if kernel[:6] == wanted)
+
+
+def loads_per_item(shape: Shape, dtype: torch.dtype, backward: bool, plan: Plan) -> int:
+    """Bytes that a thread asks for at once: the inputs of one position."""
+    vectors = 2 + 4 * backward  # x, lam; and grad_h, three of h
+    logits = 3 * (plan.vector if shape.groups == shape.channels else 1)
+    return dtype.itemsize * (vectors * plan.vector + logits)
+
+
+def predict(
+    kernels: list[Kernel], shape: Shape, dtype: torch.dtype, backward: bool, bandwidth: float
+) -> dict:
+    """One row of the table; `bandwidth` in bytes per second."""
+    plan = plan_of(shape, dtype, backward, PROCESSORS, SHARED_PER_BLOCK[ARCHITECTURE])
+    kernel = find_kernel(kernels, shape, dtype, backward, plan)
+    warps = -(-plan.threads // 32)
+    blocks = min(kernel.resident_warps // warps, 228 * 1024 // (plan.shared_bytes + 1024), 32)
+    resident = min(blocks, plan.blocks / PROCESSORS)
+    depth = 2 if shape.groups != shape.channels and not backward else 1
+    in_flight = resident * plan.threads * depth * loads_per_item(shape, dtype, backward, plan)
+    ideal = ideal_bytes(shape, dtype, backward)
+    moved = ideal + scratch_bytes(shape, backward, plan)
+    elements = shape.batch * shape.height * shape.width * shape.channels * 4
+    return {
+        "shape": shape._asdict(),
+        "pass": "backward" if backward else "forward",
+        "dtype": str(dtype).removeprefix("torch."),
+        "plan": plan._asdict(),
+        "registers": kernel.registers,
+        "resident_warps": blocks * warps,
+        "occupancy": blocks * warps / 64,
+        "waves": plan.blocks / (blocks * PROCESSORS),
+        "kilobytes_in_flight": in_flight / 1024,
+        "bytes_per_element": moved / elements,
+        "ideal_bytes_per_element": ideal / elements,
+        "floor_microseconds": moved / bandwidth * 1e6,
+        "modelled_share_of_bandwidth": moved / bandwidth * 1e6 / plan.modelled_microseconds,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table and write the JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, default=4.3e12, help="bytes per second (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "benchmarks" / "results" / "cuda_predictions.json"
+    )
+    arguments = parser.parse_args(argv)
+    if "cuda" not in BACKENDS:
+        raise UserError("the library has no CUDA kernels: build them with `make setup` (CUDA=1)")
+    kernels = read_report()
+    rows = []
+    for shape in [*model_shapes(), WIDE_MAP]:
+        for backward in (False, True):
+            rows.append(predict(kernels, shape, torch.bfloat16, backward, arguments.bandwidth))
+    build = json.loads(LIBRARY.with_name("build.json").read_text())
+    result = {
+        "note": "predicted, not yet measured on a GPU",
+        "device": f"{ARCHITECTURE} with {PROCESSORS} multiprocessors at {arguments.bandwidth / 1e12:.1f} TB/s",
+        "date": datetime.date.today().isoformat(),
+        "nvcc": build["nvcc"],
+        "torch": build["torch"],
+        "kernels": [kernel._asdict() for kernel in kernels if kernel.architecture == ARCHITECTURE],
+        "rows": rows,
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"PREDICTED for {result['device']}, not yet measured on a GPU; bfloat16, four directions")
+    print(f"{'shape':36}{'pass':>9} regs warps  waves  KB/SM  B/element (ideal)  floor us  modelled")
+    for row in rows:
+        print(
+            f"{row['shape']['name']:36}{row['pass']:>9}{row['registers']:5}{row['resident_warps']:6}"
+            f"{row['waves']:7.2f}{row['kilobytes_in_flight']:7.0f}{row['bytes_per_element']:11.1f}"
+            f" ({row['ideal_bytes_per_element']:5.1f}){row['floor_microseconds']:10.0f}"
+            f"{row['modelled_share_of_bandwidth']:10.0%}"
+        )
+    print(f"written to {arguments.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,36 @@
+"""Small scans for `compute-sanitizer --tool racecheck python benchmarks/sanitize_scan.py`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from ops import gspn_scan
+
+# B, H, W, C, G, segment: short and long lines, odd sizes, groups and segments.
+SHAPES = [
+    (2, 16, 16, 32, 32, 0),
+    (1, 7, 5, 13, 13, 0),
+    (2, 8, 8, 64, 4, 3),
+    (1, 5, 6, 37, 1, 2),
+    (1, 3, 700, 8, 8, 0),
+]
+
+
+def main() -> int:
+    """Run every shape forward and backward in every dtype."""
+    for batch, height, width, channels, groups, segment in SHAPES:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            pixels = (batch, height, width)
+            sizes = [(*pixels, channels), (*pixels, 4, channels), (*pixels, 4, 3, groups)]
+            inputs = [torch.randn(size).to("cuda", dtype).requires_grad_() for size in sizes]
+            gspn_scan(*inputs, segment=segment).float().sum().backward()
+    torch.cuda.synchronize()
+    print("all scans ran")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
