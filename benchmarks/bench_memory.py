@@ -51,7 +51,9 @@ def peak_of_step(config: Config) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("configs", nargs="*", type=Path, help="default: every config of latents in configs/")
     parser.add_argument("--micro-batch", type=int, help="images of a forward, in place of the presets")
     parser.add_argument("--json", type=Path, help="also write the rows here")

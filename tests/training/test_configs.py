@@ -1,0 +1,43 @@
+"""The configs that are shipped: each is valid, and each model in it can be built."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gspn_dit.config import load_config
+from gspn_dit.models.settings import MODEL_NAMES, resolve_settings
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+LATENTS = [path for path in CONFIGS if not path.stem.startswith("demo")]
+
+
+def test_the_paper_s_experiment_is_there():
+    named = {"gspn_b2", "gspn_l2", "gspn_xl2", "gspn_dit_b2", "gspn_dit_xl2", "dit_xl2", "demo", "demo_dit"}
+    assert named <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_valid(path):
+    config = load_config(path)
+    assert config.model.name in MODEL_NAMES
+    assert Path(config.run_dir).name == path.stem
+    resolve_settings(**{key: value for key, value in vars(config.model).items() if value is not None})
+
+
+@pytest.mark.parametrize("path", LATENTS, ids=lambda path: path.stem)
+def test_config_says_what_to_expect(path):
+    comment = path.read_text().split("run_dir:")[0]
+    for word in ("Budget: 400,000 steps of 256 images", "FID", "Expected memory per GPU"):
+        assert word in comment
+    for preset in ("80gb", "40gb"):
+        config = load_config(path, [f"train.memory={preset}"])
+        assert config.train.micro_batch == config.memory_presets[preset].micro_batch
+    assert (config.train.precision, config.train.steps, config.train.batch_size) == ("bf16", 400_000, 256)
+
+
+@pytest.mark.parametrize("name", ["ddp.yaml", "fsdp2.yaml"])
+def test_launcher_configs_leave_the_precision_to_the_run(name):
+    content = yaml.safe_load((ROOT / "configs/accelerate" / name).read_text())
+    assert content["mixed_precision"] == "no"
