@@ -23,6 +23,8 @@ class ModelConfig:
     name: str
     """A name of `create_model`: GSPN-{S,B,L,XL}/{2,4}, GSPN-DiT-{S,B,L,XL}/{2,4,8} or
     DiT-{S,B,L,XL}/{2,4,8}."""
+    label_std: float | None = None
+    """Standard deviation of the label embeddings at the start; null: 0.02. 1 suits short runs."""
     width: int | None = None
     """Channels of a token."""
     depth: int | None = None

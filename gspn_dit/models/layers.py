@@ -75,11 +75,12 @@ class TimestepEmbedding(nn.Module):
 class LabelEmbedding(nn.Embedding):
     """A vector per class, and one more, the last, for the null label of classifier-free guidance."""
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    def __init__(self, num_classes: int, width: int, std: float) -> None:
+        self.std = std
         super().__init__(num_classes + 1, width)
 
     def initialize_weights(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=self.std)
 
 
 class MLP(nn.Module):

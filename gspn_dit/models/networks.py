@@ -49,7 +49,7 @@ class Denoiser(HubMixin, nn.Module):
             grid = settings.input_size // settings.patch_size
             self.embed_position = PositionEmbedding(settings.position, grid, settings.width)
         self.embed_time = TimestepEmbedding(settings.width, settings.time_scale)
-        self.embed_label = LabelEmbedding(settings.num_classes, settings.width)
+        self.embed_label = LabelEmbedding(settings.num_classes, settings.width, settings.label_std)
         self.final = FinalLayer(settings.patch_size, settings.width, settings.out_channels)
 
     def initialize_weights(self) -> None:

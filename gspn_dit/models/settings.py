@@ -45,6 +45,9 @@ class ModelSettings:
     time_scale: float | None = None
     """Factor on t before its embedding, which expects about 0..1000; by default 1 with `learn_sigma` (ddpm
     counts 0..999) and 1000 without (flow runs from 0 to 1)."""
+    label_std: float = 0.02
+    """Standard deviation of the label embeddings at the start. At 0.02 (DiT's) a class is small beside the
+    embedding of t; 1 makes short runs learn the classes several times sooner."""
     width: int | None = None
     """Channels of a token."""
     depth: int | None = None
@@ -169,7 +172,7 @@ def _check_types(settings: ModelSettings) -> None:
         value, least = getattr(settings, key), 1 if key in _POSITIVE else 0
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"model setting {key} is {value!r}; expected an integer of {least} or more")
-    for key in ("time_scale", "mlp_ratio"):
+    for key in ("time_scale", "mlp_ratio", "label_std"):
         value = getattr(settings, key)
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int | float) or value <= 0

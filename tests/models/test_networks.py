@@ -191,3 +191,10 @@ def test_compiles_to_one_graph(name, backend):
     for out in (expected, actual):
         gradients.append(torch.autograd.grad(out.square().mean(), list(model.parameters())))
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_label_std_scales_the_label_embeddings():
+    kinds = {"input_size": 8, "in_channels": 1, "num_classes": 2000, "width": 32, "depth": 2}
+    for std in (0.02, 1.0):
+        weight = create_model("GSPN-DiT-S/2", label_std=std, **kinds).embed_label.weight
+        assert abs(float(weight.std()) / std - 1) < 0.02
