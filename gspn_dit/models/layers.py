@@ -76,8 +76,8 @@ class LabelEmbedding(nn.Embedding):
     """A vector per class, and one more, the last, for the null label of classifier-free guidance."""
 
     def __init__(self, num_classes: int, width: int, std: float) -> None:
-        self.std = std
         super().__init__(num_classes + 1, width)
+        self.std = std
 
     def initialize_weights(self) -> None:
         nn.init.normal_(self.weight, std=self.std)
