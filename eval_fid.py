@@ -13,12 +13,13 @@ EPILOG = """\
 examples:
   python eval_fid.py samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json scores.json
   python eval_fid.py runs/demo --reference mnist --features digits --num 1000 --labels balanced
-  accelerate launch --num_processes 8 eval_fid.py runs/gspn_b2 --reference VIRTUAL_imagenet256_labeled.npz --preset paper
+  accelerate launch eval_fid.py runs/gspn_b2 --reference VIRTUAL_imagenet256_labeled.npz --preset paper
   python eval_fid.py --leaderboard
 
-Scores of the ADM suite (FID, sFID, IS, precision, recall) and KID, with what decides them and whether they may stand
-beside published ones. Where SAMPLES is a run, what is missing of its samples is sampled first. Give sampling options
-for a run; for a file, what is written beside it (samples.json) counts, else what --labels and --weights state.
+Scores of the ADM suite (FID, sFID, IS, precision, recall) and KID, with what decides them and whether they
+may stand beside published ones. Where SAMPLES is a run, what is missing of its samples is sampled first.
+Sampling options are for a run; of a file is known what is written beside it (samples.json), and what --labels
+and --weights state.
 """
 
 
@@ -36,11 +37,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--features", choices=("inception", "digits"), default="inception", help="(default: inception)")
     add("--inception-weights", metavar="FILE", help="torch-fidelity's weights (default: its download)")
     add("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
-    add("--bootstrap", metavar="N", type=int, default=0, help="resamplings for FID's error (default: 0, none)")
+    add(
+        "--bootstrap", metavar="N", type=int, default=0, help="resamplings for FID's error (default: 0, none)"
+    )
     add("--fid-inf", action="store_true", help="also extrapolate FID to infinitely many samples")
     add("--save-reference", metavar="FILE", help="write the reference's statistics, to be given as REF")
     add("--record", action="store_true", help="add the scores to the leaderboard")
-    add("--preset", choices=("paper",), help="paper: 250 ddpm steps, no guidance, EMA, mse decoder, random labels")
+    add(
+        "--preset",
+        choices=("paper",),
+        help="paper: 250 ddpm steps, no guidance, EMA, mse decoder, random labels",
+    )
     add("--num", metavar="N", type=int, help="samples of a run (default: 50,000)")
     add("--sampler", metavar="NAME", help="for a run (default: its own)")
     add("--steps", metavar="N", type=int, help="for a run (default: its own)")
@@ -74,7 +81,9 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.samples is None or arguments.reference is None:
         raise UserError("give SAMPLES and --reference REF, or --leaderboard; see eval_fid.py --help")
     if not Path(arguments.samples).exists():
-        raise UserError(f"no such samples: {arguments.samples}; expected an npz, a folder of images, or a run")
+        raise UserError(
+            f"no such samples: {arguments.samples}; expected an npz, a folder of images, or a run"
+        )
     for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):
         if path is not None and not Path(path).parent.is_dir():
             raise UserError(f"{option} {path}: its folder does not exist")

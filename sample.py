@@ -12,9 +12,9 @@ examples:
   python sample.py runs/demo --classes 0,3,7 --per-class 8 --cfg-scale 2.0 --out grid.png
   accelerate launch --num_processes 8 sample.py runs/gspn_b2 --num 50000 --npz samples.npz --batch-size 64
 
-A grid has a row for each class. A sample file is ADM's: `arr_0` (N, H, W, 3) uint8, and `labels`; what decides its
-images is stored beside it as samples.json, and the same command again continues one that was interrupted. Image i
-depends on the seed and on i alone, not on the batch size or the number of processes.
+A grid has a row for each class. A sample file is ADM's: `arr_0` (N, H, W, 3) uint8, and `labels`; what
+decides its images is stored beside it as samples.json, and the same command again continues an interrupted one.
+Image i depends on the seed and on i alone, not on the batch size or the number of processes.
 """
 
 
@@ -27,7 +27,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a folder that train.py made")
     parser.add_argument("--classes", metavar="A,B,...", help="rows of the grid (default: ten, evenly spaced)")
-    parser.add_argument("--per-class", metavar="N", type=int, help="columns of the grid (default: the run's own)")
+    parser.add_argument(
+        "--per-class", metavar="N", type=int, help="columns of the grid (default: the run's own)"
+    )
     parser.add_argument("--out", metavar="PNG", help="the grid's file (default: grid.png)")
     parser.add_argument("--num", metavar="N", type=int, help="write N samples to --npz, in place of a grid")
     parser.add_argument("--npz", metavar="FILE", help="the sample file that --num fills")
@@ -36,17 +38,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=("random", "balanced"),
         help="labels of a sample file: uniform and independent, or round the classes (default: random)",
     )
-    parser.add_argument("--sampler", metavar="NAME", help="ddpm, ddim, dpm-solver++; euler, heun (default: the run's own)")
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="ddpm, ddim, dpm-solver++; euler, heun (default: the run's own)"
+    )
     parser.add_argument("--steps", metavar="N", type=int, help="sampling steps (default: the run's own)")
     parser.add_argument(
         "--cfg-scale",
         metavar="W",
         type=float,
-        help="classifier-free guidance, 1.0 is none (default: the run's own for a grid, 1.0 for a sample file)",
+        help="guidance, 1.0 is none (default: the run's own for a grid, 1.0 for a sample file)",
     )
-    parser.add_argument("--cfg-interval", metavar="LOW,HIGH", help="guide only for t between (default: everywhere)")
+    parser.add_argument(
+        "--cfg-interval", metavar="LOW,HIGH", help="guide only for t between (default: everywhere)"
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="key of every draw (default: 0)")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="images at once (default: 16)")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, default=16, help="images at once (default: 16)"
+    )
     parser.add_argument("--vae", metavar="HUB_ID_OR_FOLDER", help="decoder (default: the run's own)")
     parser.add_argument("--no-ema", action="store_true", help="the last weights, not their average")
     return parser.parse_args(argv)
@@ -124,9 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     out = Path(arguments.out or "grid.png")
     rows = classes or grid_classes(resolved.config, resolved.num_classes)
-    sample_grid(resolved, rows, arguments.per_class or resolved.config.sample.per_class, out, connect().device)
+    sample_grid(
+        resolved, rows, arguments.per_class or resolved.config.sample.per_class, out, connect().device
+    )
     request = resolved.request
-    print(f"{request.sampler}, {request.steps} steps, cfg-scale {request.cfg_scale:g}, seed {request.seed}: {out}")
+    guidance = f"cfg-scale {request.cfg_scale:g}"
+    print(f"{request.sampler}, {request.steps} steps, {guidance}, seed {request.seed}: {out}")
     return 0
 
 

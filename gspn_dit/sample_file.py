@@ -1,8 +1,8 @@
-"""Sample files: ADM's npz format, written in shards so that a kill loses little and memory does not grow with N.
+"""Sample files: ADM's npz format, written in shards: a kill loses little, and memory does not grow with N.
 
-    samples.npz             arr_0 (N, H, W, 3) uint8 and labels (N,) int64, not compressed
-    samples.json            what decides them: checkpoint, sampler, guidance, labels, decoder
-    samples.npz.parts/      settings.json and finished shards, until the last one is there
+samples.npz             arr_0 (N, H, W, 3) uint8 and labels (N,) int64, not compressed
+samples.json            what decides them: checkpoint, sampler, guidance, labels, decoder
+samples.npz.parts/      settings.json and finished shards, until the last one is there
 """
 
 import json
@@ -56,13 +56,14 @@ class SampleFile:
         if self.path.suffix != ".npz":
             raise UserError(f"--npz {self.path}: expected a name that ends in .npz")
         if self.path.exists() and read_settings(self.path) is None and not self.parts.exists():
-            raise UserError(f"{self.path} exists and has no settings beside it: give another name, or remove it")
+            raise UserError(
+                f"{self.path} exists and has no settings beside it: give another name, or remove it"
+            )
         for stored in (read_settings(self.path), read_json(self.parts / "settings.json")):
             for key in sorted(differing(stored, self.settings)):
                 found, asked = stored.get(key), self.settings.get(key)
-                raise UserError(
-                    f"{self.path} was begun with {key} {found!r}, now {asked!r}: give another name, or remove it"
-                )
+                begun = f"{self.path} was begun with {key} {found!r}, now {asked!r}"
+                raise UserError(f"{begun}: give another name, or remove it")
 
     def open(self) -> None:
         """Make the folder of shards; any number of processes may call this."""
@@ -88,7 +89,7 @@ class SampleFile:
         return self.parts / f"{shard:06d}-{len(self.numbers(shard)):03d}.npz"
 
     def write(self, shards: list[int], batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Cut batches (images, labels), which follow each other through the numbers of `shards`, into shard files."""
+        """Cut batches (images, labels), which run through the numbers of `shards`, into shard files."""
         images, labels = [], []
         remaining = iter(shards)
         shard = next(remaining, None)
@@ -98,12 +99,14 @@ class SampleFile:
             while shard is not None and len(images) >= len(self.numbers(shard)):
                 size = len(self.numbers(shard))
                 with replacing(self.shard_path(shard)) as file:
-                    np.savez(file, arr_0=np.stack(images[:size]), labels=np.array(labels[:size], dtype=np.int64))
+                    np.savez(
+                        file, arr_0=np.stack(images[:size]), labels=np.array(labels[:size], dtype=np.int64)
+                    )
                 del images[:size], labels[:size]
                 shard = next(remaining, None)
 
     def merge(self) -> None:
-        """Join the shards by number into the file, which is whole or absent at any moment; then remove them."""
+        """Join the shards by number into the file, which is whole or absent at any moment; remove them."""
         paths = [self.shard_path(shard) for shard in range(-(-self.count // SHARD))]
         with np.load(paths[0], allow_pickle=False) as first:
             shape = first["arr_0"].shape[1:]
@@ -118,7 +121,9 @@ def differing(stored: dict | None, settings: dict) -> set[str]:
     if stored is None:
         return set()
     plain = json.loads(json.dumps(settings))
-    return {key for key in stored.keys() | plain.keys() if stored.get(key) != plain.get(key)} - set(NOT_COMPARED)
+    return {key for key in stored.keys() | plain.keys() if stored.get(key) != plain.get(key)} - set(
+        NOT_COMPARED
+    )
 
 
 def load(path: Path, name: str) -> np.ndarray:

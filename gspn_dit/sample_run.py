@@ -1,4 +1,4 @@
-"""Sampling from a trained run: the request and its checks, a grid of classes, and sample files of any length."""
+"""Sampling from a trained run: the request and its checks, grids of classes, sample files of any length."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -78,7 +78,9 @@ class Resolved:
         """Raise `UserError` for a class that the model was not trained on."""
         for label in classes:
             if not 0 <= label < self.num_classes:
-                raise UserError(f"--classes holds {label}; this model has the classes 0 to {self.num_classes - 1}")
+                raise UserError(
+                    f"--classes holds {label}; this model has the classes 0 to {self.num_classes - 1}"
+                )
 
     def load(self, device: torch.device) -> tuple[nn.Module, Autoencoder]:
         """The model and the decoder, on the device."""
@@ -145,7 +147,9 @@ def connect() -> Accelerator:
     )
 
 
-def sample_grid(resolved: Resolved, classes: list[int], per_class: int, path: Path, device: torch.device) -> None:
+def sample_grid(
+    resolved: Resolved, classes: list[int], per_class: int, path: Path, device: torch.device
+) -> None:
     """Write a PNG with a row of `per_class` samples for each class."""
     resolved.check_classes(classes)
     model, autoencoder = resolved.load(device)
@@ -159,8 +163,8 @@ def sample_grid(resolved: Resolved, classes: list[int], per_class: int, path: Pa
 def sample_file(resolved: Resolved, count: int, labels: str, path: Path, accelerator: Accelerator) -> dict:
     """Write `count` samples as one npz, or what is missing of it; returns its settings.
 
-    Every process of the launcher must call this. Each makes its own shards; the first joins them. Memory does not grow
-    with `count`.
+    Every process must call this: each makes its own shards, the first joins them. Memory does not grow with
+    `count`.
     """
     model, autoencoder = resolved.load(accelerator.device)
     settings = {**resolved.settings(model, autoencoder, labels), "count": count}

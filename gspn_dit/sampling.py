@@ -1,5 +1,6 @@
 """Images from a trained model: batches, grids, and the npz files that the field scores."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ GRID_BORDER = 2
 def keyed_labels(indices: torch.Tensor, num_classes: int, *, seed: int, balanced: bool) -> torch.Tensor:
     """Labels of images by index, (n,) int64: each depends on (seed, index) alone.
 
-    Balanced labels go round the classes; random ones are uniform and independent, as the published numbers have them.
+    Balanced labels go round the classes; random ones are uniform, as for the published numbers.
     """
     if balanced:
         return indices % num_classes
@@ -68,10 +69,14 @@ def generate(
     if not len(labels):
         return  # a process without a share of the work; split would make one empty batch
     check_labels(labels, model.num_classes)
-    diffusion = create_diffusion(**{key: value for key, value in vars(config.diffusion).items() if value is not None})
+    diffusion = create_diffusion(
+        **{key: value for key, value in vars(config.diffusion).items() if value is not None}
+    )
     shape = (model.in_channels, model.input_size, model.input_size)
     batches = zip(labels.split(batch_size), indices.split(batch_size), strict=True)
-    with tqdm(total=len(labels), desc="sampling", unit=" images", bar_format=BAR, disable=not progress) as bar:
+    with tqdm(
+        total=len(labels), desc="sampling", unit=" images", bar_format=BAR, disable=not progress
+    ) as bar:
         for y, numbers in batches:
             latents = sample(
                 model,
@@ -82,7 +87,7 @@ def generate(
                 steps=steps,
                 cfg_scale=cfg_scale,
                 cfg_interval=cfg_interval,
-                progress=lambda share=len(y) / steps: bar.update(share),
+                progress=functools.partial(bar.update, len(y) / steps),
             )  # (b, C, h, w)
             yield numbers, autoencoder.decode(latents)  # (b, H, W, 3)
 
@@ -91,7 +96,9 @@ def check_labels(labels: torch.Tensor, num_classes: int) -> None:
     """Raise ValueError for a label that the model does not have."""
     wrong = labels[(labels < 0) | (labels > num_classes)]
     if len(wrong):
-        raise ValueError(f"labels holds {int(wrong[0])}; expected 0 to {num_classes - 1}, or {num_classes} for no class")
+        raise ValueError(
+            f"labels holds {int(wrong[0])}; expected 0 to {num_classes - 1}, or {num_classes} for no class"
+        )
 
 
 def save_grid(images: torch.Tensor | np.ndarray, rows: int, path: str | Path) -> None:

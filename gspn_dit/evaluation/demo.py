@@ -1,4 +1,4 @@
-"""The score table of a run on the digits: is each sample the class asked for, is it new, and is the set like real ones."""
+"""The score table of a run on the digits: are samples of the class asked for, new, and like real ones?"""
 
 import time
 from pathlib import Path
@@ -18,7 +18,11 @@ from gspn_dit.sampling import generate, keyed_labels
 
 
 def score_demo(
-    model: nn.Module, config: Config, autoencoder: Autoencoder, device: torch.device | str, out_dir: str | Path
+    model: nn.Module,
+    config: Config,
+    autoencoder: Autoencoder,
+    device: torch.device | str,
+    out_dir: str | Path,
 ) -> dict:
     """Score a model of the digits by `config.eval.samples` guided and as many unguided samples.
 
@@ -28,7 +32,9 @@ def score_demo(
     count = config.eval.samples
     guided, labels = draw(model, config, autoencoder, count, config.sample.cfg_scale, device)
     unguided, unguided_labels = draw(model, config, autoencoder, count, 1.0, device)
-    write_samples(Path(out_dir) / "guided.npz", guided, labels, sample_settings(config, config.sample.cfg_scale))
+    write_samples(
+        Path(out_dir) / "guided.npz", guided, labels, sample_settings(config, config.sample.cfg_scale)
+    )
     write_samples(Path(out_dir) / "unguided.npz", unguided, unguided_labels, sample_settings(config, 1.0))
     classifier = load_classifier()
     _, assigned = classifier.describe(to_digits(guided))
@@ -37,7 +43,11 @@ def score_demo(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_images": config.train.steps * config.train.batch_size,
         "samples": count,
-        **{key: value for key, value in sample_settings(config, config.sample.cfg_scale).items() if key != "labels"},
+        **{
+            key: value
+            for key, value in sample_settings(config, config.sample.cfg_scale).items()
+            if key != "labels"
+        },
         "asked_class": float((assigned == labels).mean()),
         "copies": share_of_copies(to_digits(guided)),
         **distances(classifier, to_digits(unguided)),
@@ -121,7 +131,8 @@ def format_table(*scores: dict) -> str:
     label_width = max(len(text) for text, _ in rows)
     widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(scores))]
     lines = [
-        text.ljust(label_width) + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        text.ljust(label_width)
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         for text, cells in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
@@ -142,6 +153,6 @@ LINES = (
     ("classifier: right on held-out digits", lambda s: f"{s['classifier_accuracy']:.1%}"),
 )
 NOTE = (
-    "EMA weights, balanced labels. FID and KID are in the 64 features of a digit classifier trained on the training "
-    "split:\ncomparable between the runs of this table, not with Inception scores."
+    "EMA weights, balanced labels. FID and KID are in the 64 features of a digit classifier trained on the\n"
+    "training split: comparable between the runs of this table, not with Inception scores."
 )

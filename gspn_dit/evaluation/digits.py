@@ -1,7 +1,7 @@
 """A digit classifier for the demo: what class a sample shows, and features for its Fréchet distance.
 
-It takes the place of Inception where that network's weights cannot be had and would know nothing of digits anyway.
-Trained once on the training split (some 20 s), then kept in the cache under the hash of its data and of this file.
+It takes the place of Inception, whose weights may not be at hand and which knows nothing of digits anyway.
+Trained once on the training split (some 20 s), then cached under the hash of its data and of this file.
 """
 
 import contextlib
@@ -85,13 +85,17 @@ def to_digits(images: np.ndarray) -> np.ndarray:
 def load_classifier() -> DigitClassifier:
     """The trained classifier, in eval mode, from the cache; trained first where the cache has none."""
     classifier = DigitClassifier()
-    path = cache_folder() / f"digits-{classifier_key()[:16]}.safetensors"
+    path = cached_path()
     if not path.exists():
         trained = train_classifier()
         with replacing(path) as file:
             file.write(save(trained.state_dict()))
     classifier.load_state_dict(load_file(path))
     return classifier.eval()
+
+
+def cached_path() -> Path:
+    return cache_folder() / f"digits-{classifier_key()[:16]}.safetensors"
 
 
 def classifier_key() -> str:
@@ -102,7 +106,7 @@ def classifier_key() -> str:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: sums have one order on any number of cores, and so small a network gains little from more."""
+    """Compute on one thread: the order of sums is the same on any number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -47,7 +47,7 @@ def extract(
     with tqdm(total=len(images), desc=label, unit=" images", disable=collector is None) as bar:
         for start in range(0, len(images), stride):
             first = start + batch_size * accelerator.process_index
-            # A process beyond the end takes the last image, which nobody uses: all must take part in the gather.
+            # All must take part in the gather: a process beyond the end takes the last image, for nobody.
             part = images.read(min(first, len(images) - 1), min(first + batch_size, len(images)))
             valid = min(stride, len(images) - start)
             features = gather(network(part), accelerator, batch_size, valid)
@@ -78,7 +78,9 @@ def check_finite(pool: torch.Tensor, start: int) -> None:
     wrong = (~pool.isfinite().all(dim=1)).nonzero()
     if len(wrong):
         number = start + int(wrong[0])
-        raise UserError(f"the features of image {number} are not finite: the network's weights must be damaged")
+        raise UserError(
+            f"the features of image {number} are not finite: the network's weights must be damaged"
+        )
 
 
 class Collector:

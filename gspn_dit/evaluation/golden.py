@@ -25,7 +25,7 @@ def check_files(folder: Path, weights: str | None) -> None:
 
 
 def golden(folder: Path, options: Options, accelerator: Accelerator) -> tuple[str, bool] | None:
-    """The table of published and measured scores, and whether all agree. None on all processes but the first."""
+    """The table of published and measured scores, and whether all agree; None but on the first process."""
     result = score_files(folder / SAMPLES, str(folder / REFERENCE), options, accelerator)
     return compare(result) if result is not None else None
 

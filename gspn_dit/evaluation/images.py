@@ -1,4 +1,4 @@
-"""Sets of images to score: a folder, an npz, or an array; read in part, so that a set need not fit in memory."""
+"""Sets of images to score: a folder, an npz or an array, read in part: a set need not fit in memory."""
 
 import struct
 import zipfile
@@ -73,7 +73,9 @@ class FolderImages:
         self.name = str(folder)
         self.files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not self.files:
-            raise UserError(f"{folder} holds no images: expected {', '.join(sorted(SUFFIXES))} in it or below")
+            raise UserError(
+                f"{folder} holds no images: expected {', '.join(sorted(SUFFIXES))} in it or below"
+            )
         self.lossy = any(file.suffix.lower() in LOSSY for file in self.files)
         self.size = self.open(self.files[0]).shape[:2]
 
@@ -173,7 +175,11 @@ class NpzFile:
         """Read an array's header, and leave the file at its first element."""
         try:
             version = np.lib.format.read_magic(entry)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape, fortran, dtype = read(entry)
         except ValueError as error:
             raise UserError(f"{self.path}: {name} is not an array that numpy wrote") from error
@@ -214,8 +220,13 @@ class MappedRows:
     """Rows of uint8 in a file, mapped."""
 
     def __init__(self, path: Path, offset: int, count: int, length: int) -> None:
-        self.place = dict(filename=path, dtype=np.uint8, mode="r", offset=offset, shape=(count, length))
-        self.empty = count == 0
+        self.place = {
+            "filename": path,
+            "dtype": np.uint8,
+            "mode": "r",
+            "offset": offset,
+            "shape": (count, length),
+        }
 
     def read(self, start: int, stop: int) -> np.ndarray:
         # Mapped anew for each read, so that the pages of a large file do not count as this process's memory.
@@ -240,7 +251,9 @@ class StreamedRows:
         for size in chunks((start - self.next) * self.length):
             self.entry.read(size)
         self.next = stop
-        return np.frombuffer(self.entry.read((stop - start) * self.length), dtype=np.uint8).reshape(-1, self.length)
+        return np.frombuffer(self.entry.read((stop - start) * self.length), dtype=np.uint8).reshape(
+            -1, self.length
+        )
 
 
 def chunks(total: int, size: int = 1 << 24) -> Iterator[int]:

@@ -76,7 +76,8 @@ def measured_cells(entry: dict) -> dict[str, str]:
         "images_seen_m": "" if images is None else f"{images / 1e6:.3g}",
         "guidance": "" if scale is None else "none" if scale == 1 else f"cfg {scale:g}",
         **{key: "" if entry[key] is None else f"{entry[key]:.{digits[key]}f}" for key in SCORES},
-        "source": f"measured {settings['date']}" + (f", {settings['checkpoint'][:8]}" if settings["checkpoint"] else ""),
+        "source": f"measured {settings['date']}"
+        + (f", {settings['checkpoint'][:8]}" if settings["checkpoint"] else ""),
     }
 
 
@@ -87,7 +88,9 @@ def read_entries(results: Path) -> list[dict]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): mend it or take it from the repository's history") from error
+        raise UserError(
+            f"{path} is not JSON ({error}): mend it or take it from the repository's history"
+        ) from error
 
 
 def record(results: Path, scores: dict) -> None:
@@ -112,7 +115,9 @@ def markdown(rows: list[Row]) -> str:
         "| " + " | ".join(HEADINGS[column] for column in COLUMNS) + " |",
         "|" + "|".join("---" for _ in COLUMNS) + "|",
     ]
-    for row in sorted(rows, key=lambda row: row.number("fid") if row.number("fid") is not None else float("inf")):
+    for row in sorted(
+        rows, key=lambda row: row.number("fid") if row.number("fid") is not None else float("inf")
+    ):
         cells = dict(row.cells)
         if row.measured:
             cells["model"] = f"**{cells['model']}**"

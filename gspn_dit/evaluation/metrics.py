@@ -1,7 +1,7 @@
 """The metrics of the ADM suite, and KID, as functions of features: no files, no networks.
 
-Features are arrays (n, d), of float32 as a rule; all arithmetic is float64, one tile at a time, so that 50,000 samples
-and 10,000 references of 2048 features stay within 2 GiB beyond the features themselves.
+Features are arrays (n, d), of float32 as a rule. All arithmetic is float64, one tile at a time: 50,000
+samples and 10,000 references of 2048 features take less than 2 GiB beyond the features themselves.
 """
 
 from collections.abc import Iterator
@@ -68,8 +68,8 @@ def moments(features: np.ndarray) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)): FID and sFID (arXiv 1706.08500, eq. 6).
 
-    The eigenvalues of A B are the squared singular values of A^(1/2) B^(1/2), which is real, needs no square root of a
-    matrix without one, and keeps its digits where covariances are rank-deficient: tr (A B)^(1/2) is their sum.
+    The eigenvalues of A B are the squared singular values of A^(1/2) B^(1/2), so that tr (A B)^(1/2) is the
+    sum of these: real, without the root of an unsymmetric matrix, exact for rank-deficient covariances.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"b has {len(b.mean)} features; expected {len(a.mean)} as a has")
@@ -80,7 +80,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def root_factor(covariance: np.ndarray) -> np.ndarray:
-    """F with F F^T = covariance: eigenvectors scaled by the roots of the eigenvalues; rounding below zero is zero."""
+    """F with F F^T = covariance: eigenvectors times roots of eigenvalues, none of them below zero."""
     values, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
     return (vectors * values.clamp(min=0).sqrt()).numpy()
 
@@ -111,7 +111,7 @@ def information(log_p: torch.Tensor) -> float:
 def precision_recall(
     samples: np.ndarray, references: np.ndarray, device: torch.device | str = "cpu"
 ) -> tuple[float, float]:
-    """The share of samples among the references' manifold, and of references among the samples' (arXiv 1904.06991).
+    """The share of samples within the references' manifold, and the reverse: arXiv 1904.06991, eq. 1.
 
     A point is in a manifold when it is at most as far from one of its points as that one's third neighbour.
     """
@@ -174,13 +174,15 @@ def covered(points: Tiles, manifold: Tiles, reach: torch.Tensor) -> torch.Tensor
 def kernel_distance(samples: np.ndarray, references: np.ndarray) -> tuple[float, float]:
     """KID (arXiv 1801.01401) as torch-fidelity has it: mean and deviation over 100 subsets of 1,000.
 
-    Its kernel, estimator, subsets and seed, in float64. Fewer samples or references than 1,000 make smaller subsets.
+    Its kernel, estimator, subsets and seed, in float64. With fewer samples or references, subsets shrink.
     """
     from torch_fidelity.metric_kid import kernel_mmd
 
     size = min(KID_SUBSET_SIZE, len(samples), len(references))
     if size < 2:
-        raise ValueError(f"{len(samples)} samples and {len(references)} references are too few: KID needs 2 of each")
+        raise ValueError(
+            f"{len(samples)} samples and {len(references)} references are too few: KID needs 2 of each"
+        )
     rng = np.random.RandomState(KID_SEED)
     values = []
     for _ in range(KID_SUBSETS):

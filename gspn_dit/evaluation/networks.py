@@ -104,17 +104,19 @@ def find_weights(given: str | Path | None) -> Path:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=PUBLISHED_HASH)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise UserError(
-                f"Inception's weights cannot be downloaded ({error}): fetch {URL_INCEPTION_V3} where there is "
-                "a network and give --inception-weights FILE"
+                f"Inception's weights cannot be downloaded ({error}): fetch {URL_INCEPTION_V3} where "
+                "there is a network and give --inception-weights FILE"
             ) from error
     return path
 
 
 def check_weights(path: Path) -> None:
-    """Raise `UserError` unless the file holds tensors by name and nothing else: torch-fidelity unpickles it."""
+    """Raise `UserError` unless the file holds named tensors alone: torch-fidelity would unpickle anything."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as weights: expected a file that torch.save wrote") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
         raise UserError(f"{path} holds no state dict: expected the weights of torch-fidelity's InceptionV3")

@@ -1,6 +1,6 @@
 """What samples are compared with: images, ADM's statistics, or statistics that were written here.
 
-Statistics are kept in the cache by the hash of the images and of the network, so that a reference is computed once.
+Statistics are cached by the hash of the images and of the network: a reference is computed once.
 """
 
 import json
@@ -65,7 +65,7 @@ def check_reference(path: str) -> None:
 def load_reference(
     path: str, network: Network, accelerator: Accelerator, batch_size: int
 ) -> Reference | None:
-    """The reference, from its own statistics, the cache, or its images; None on all processes but the first."""
+    """The reference, from its own statistics, the cache or its images; None but on the first process."""
     if path != HELD_OUT and not Path(path).is_dir():
         file = NpzFile(Path(path))
         if is_statistics(file):
@@ -89,7 +89,9 @@ def load_reference(
 def held_out_digits() -> ArrayImages:
     from gspn_dit.data.mnist import load_digits
 
-    return ArrayImages(np.repeat(load_digits("heldout")[0][..., None], 3, axis=3), "the 1,000 held-out digits")
+    return ArrayImages(
+        np.repeat(load_digits("heldout")[0][..., None], 3, axis=3), "the 1,000 held-out digits"
+    )
 
 
 def is_statistics(file: NpzFile) -> bool:
@@ -148,11 +150,12 @@ def with_images(
     )
 
 
-def cached(
-    images: Images, network: Network, accelerator: Accelerator, batch_size: int
-) -> Statistics | None:
+def cached(images: Images, network: Network, accelerator: Accelerator, batch_size: int) -> Statistics | None:
     """Statistics of a reference's images, from the cache where it has them."""
-    path = cache_folder() / f"reference-{content_key([images.key().encode(), network.identity.encode()])[:24]}.npz"
+    path = (
+        cache_folder()
+        / f"reference-{content_key([images.key().encode(), network.identity.encode()])[:24]}.npz"
+    )
     found = path.exists()
     accelerator.wait_for_everyone()  # all must have looked before the first process writes it
     if found:
@@ -162,7 +165,9 @@ def cached(
         images, network, accelerator, batch_size=batch_size, kept=kept, label="features of the reference"
     )
     if statistics is not None:
-        write_statistics(path, statistics, {"name": images.name, "network": network.identity, "size": list(images.size)})
+        write_statistics(
+            path, statistics, {"name": images.name, "network": network.identity, "size": list(images.size)}
+        )
     return statistics
 
 
@@ -175,7 +180,11 @@ def kept_numbers(count: int) -> np.ndarray:
 
 def write_statistics(path: Path, statistics: Statistics, about: dict) -> None:
     """Write a statistics file: moments, kept features, and what they are of."""
-    arrays = {"mu": statistics.pool.mean, "sigma": statistics.pool.covariance, "features": statistics.features}
+    arrays = {
+        "mu": statistics.pool.mean,
+        "sigma": statistics.pool.covariance,
+        "features": statistics.features,
+    }
     if statistics.spatial is not None:
         arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
     about = json.dumps({**about, "count": statistics.count}).encode()

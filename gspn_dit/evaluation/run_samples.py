@@ -42,7 +42,9 @@ def with_preset(options: RunOptions) -> RunOptions:
     for key, value in pinned.items():
         if getattr(options, key) not in (None, value):
             option = key.replace("_", "-")
-            raise UserError(f"--{option} {getattr(options, key)}: --preset {options.preset} pins it to {value}")
+            raise UserError(
+                f"--{option} {getattr(options, key)}: --preset {options.preset} pins it to {value}"
+            )
     if not options.ema:
         raise UserError(f"--weights last: --preset {options.preset} pins it to ema")
     return replace(options, **pinned)
@@ -64,7 +66,9 @@ def resolve(run: Path, options: RunOptions) -> tuple[Resolved, RunOptions]:
     if options.preset:
         objective, expected = resolved.config.diffusion.objective, PRESETS[options.preset].objective
         if objective != expected:
-            raise UserError(f"--preset {options.preset} is for {expected} models; {run} is of a {objective} model")
+            raise UserError(
+                f"--preset {options.preset} is for {expected} models; {run} is of a {objective} model"
+            )
     return resolved, options
 
 

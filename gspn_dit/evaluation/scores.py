@@ -1,4 +1,4 @@
-"""From samples and a reference to scores, what decides them, and whether they may stand beside published ones."""
+"""From samples and a reference to scores, what decides these, and whether published ones compare."""
 
 import contextlib
 import time
@@ -68,9 +68,11 @@ class Stages:
 
 
 def score_files(samples: Path, reference: str, options: Options, accelerator: Accelerator) -> dict | None:
-    """Score the images in a file or folder; plain JSON types. Every process must call this; the first gets it.
+    """Score the images in a file or folder; plain JSON types.
 
-    Raises `UserError` for whatever is wrong with an input, before any network is loaded where that can be seen.
+    Every process must call this; the first gets the result, the others None.
+
+    Raises `UserError` for whatever is wrong with an input, where possible before a network is loaded.
     """
     images = open_images(samples)
     check_reference(reference)
@@ -184,7 +186,14 @@ def present(value, otherwise: str):
 
 def format_scores(result: dict) -> str:
     """Scores with what decides them, and the verdict."""
-    names = {"fid": "FID", "sfid": "sFID", "is": "IS", "precision": "precision", "recall": "recall", "kid": "KID"}
+    names = {
+        "fid": "FID",
+        "sfid": "sFID",
+        "is": "IS",
+        "precision": "precision",
+        "recall": "recall",
+        "kid": "KID",
+    }
     digits = {"fid": 2, "sfid": 2, "is": 2, "precision": 3, "recall": 3, "kid": 5, "fid_inf": 2}
     lines = []
     for key, name in {**names, "fid_inf": "FID at infinite samples"}.items():

@@ -36,7 +36,9 @@ def weighted_moments(features: np.ndarray, weights: torch.Tensor) -> Moments:
 def frechet_error(features: np.ndarray, reference: Moments, resamplings: int) -> float:
     """Bootstrap standard error of FID: its deviation over samples drawn anew from the samples."""
     weights = (resampled(len(features), key) for key in range(resamplings))
-    return float(np.std([frechet_distance(weighted_moments(features, w), reference) for w in weights], ddof=1))
+    return float(
+        np.std([frechet_distance(weighted_moments(features, w), reference) for w in weights], ddof=1)
+    )
 
 
 def inception_score_error(logits: np.ndarray) -> float:
@@ -59,8 +61,8 @@ def share_error(share: float, count: int) -> float:
 def frechet_at_infinity(features: np.ndarray, reference: Moments) -> float:
     """FID with infinitely many samples: its value on a line through FID over 1 / count (arXiv 1911.07023).
 
-    The counts rise from a quarter of the samples, in a keyed order, to all. ValueError where a quarter are fewer
-    than the features: the bias is no line there.
+    The counts rise from a quarter of the samples, in a keyed order, to all. ValueError where a quarter are
+    fewer than the features: the bias is no line there.
     """
     count, width = features.shape
     if count < 4 * width:

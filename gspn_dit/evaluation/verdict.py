@@ -71,7 +71,9 @@ def departures(settings: dict, preset: str | None) -> list[str]:
     for key in ("objective", "sampler", "steps", "cfg_scale", "labels"):
         found, expected = settings[key], getattr(pinned, key)
         if found != expected:
-            reasons.append(f"{key} is {'not stated' if found is None else found}, in --preset {preset} {expected}")
+            reasons.append(
+                f"{key} is {'not stated' if found is None else found}, in --preset {preset} {expected}"
+            )
     if pinned.vae not in (settings["decoder"] or ""):
         reasons.append(f"decoder is {settings['decoder'] or 'not stated'}, in --preset {preset} {pinned.vae}")
     return reasons

@@ -1,5 +1,7 @@
 """Each metric against a plain implementation, torch-fidelity's own functions, and known answers."""
 
+import json
+import subprocess
 import sys
 
 import numpy as np
@@ -73,7 +75,9 @@ def test_running_moments_are_those_of_the_whole(size, monkeypatch):
         running.update(x[start : start + size])
     result = running.result()
     np.testing.assert_allclose(result.mean, x.astype(np.float64).mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(result.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(
+        result.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-11
+    )
     with pytest.raises(ValueError, match="at least 2"):
         RunningMoments(3).result()
 
@@ -83,7 +87,9 @@ def test_inception_score_in_runs_in_order(scale, monkeypatch):
     monkeypatch.setattr(metrics, "IS_SPLIT", 100)
     logits = (np.random.default_rng(1).normal(size=(300, 12)) * scale).astype(np.float32)
     assert inception_score(logits)[0] == pytest.approx(plain.inception_score(logits, 100), rel=1e-6)
-    assert inception_score(logits[:250])[0] == pytest.approx(plain.inception_score(logits[:250], 100), rel=1e-6)
+    assert inception_score(logits[:250])[0] == pytest.approx(
+        plain.inception_score(logits[:250], 100), rel=1e-6
+    )
     fidelity = isc_features_to_metric(torch.from_numpy(logits), splits=3, shuffle=False)
     score, deviation = inception_score(logits)
     assert score == pytest.approx(fidelity["inception_score_mean"], rel=1e-6)
@@ -96,7 +102,7 @@ def test_inception_score_of_one_class_is_one_and_of_twelve_certain_ones_twelve()
     assert inception_score(np.tile(certain, (5, 1)))[0] == pytest.approx(12, rel=1e-12)
 
 
-@pytest.mark.parametrize("rows", [3, 64, 4096])
+@pytest.mark.parametrize("rows", [50, 4096])
 @pytest.mark.parametrize("name", SETS)
 def test_precision_and_recall(name, rows, monkeypatch):
     monkeypatch.setattr(metrics, "ROWS", rows)
@@ -131,7 +137,10 @@ def test_kernel_distance(name, monkeypatch):
     expected = plain.kernel_distance(x, y, metrics.KID_SUBSETS, size, metrics.KID_SEED)
     assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-6, abs=1e-12)
     fidelity = kid_features_to_metric(
-        torch.from_numpy(x.astype(np.float64)), torch.from_numpy(y.astype(np.float64)), kid_subset_size=size, verbose=False
+        torch.from_numpy(x.astype(np.float64)),
+        torch.from_numpy(y.astype(np.float64)),
+        kid_subset_size=size,
+        verbose=False,
     )
     assert kernel_distance(x, y)[0] == pytest.approx(fidelity["kernel_inception_distance_mean"], rel=1e-6)
 
@@ -149,7 +158,9 @@ def test_bootstrap_error_of_the_inception_score_is_the_deviation_over_fresh_samp
     rng = np.random.default_rng(4)
     draws = [rng.normal(size=(500, 6)) * 3 for _ in range(60)]
     spread = np.std([inception_score(x)[0] for x in draws], ddof=1)
-    assert np.mean([uncertainty.inception_score_error(x) for x in draws[:5]]) == pytest.approx(spread, rel=0.25)
+    assert np.mean([uncertainty.inception_score_error(x) for x in draws[:5]]) == pytest.approx(
+        spread, rel=0.25
+    )
 
 
 def test_weights_of_one_give_the_plain_moments(monkeypatch):
@@ -176,11 +187,9 @@ def test_fid_at_infinity_takes_the_bias_away():
 
 @pytest.mark.slow
 def test_memory_of_fifty_thousand_samples_and_ten_thousand_references():
-    """A process of its own, so that its peak is that of the scores."""
-    import subprocess
-
-    script = "tests/evaluation/peak_memory.py"
-    done = subprocess.run([sys.executable, "-m", script[:-3].replace("/", ".")], capture_output=True, text=True)
+    """In a process of its own, whose peak is that of the scores."""
+    command = [sys.executable, "-m", "tests.evaluation.peak_memory", "50000", "10000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
-    assert float(done.stdout.split()[-2]) < 3.0
+    assert json.loads(done.stdout.splitlines()[-1])["peak_gib"] < 3

@@ -17,7 +17,12 @@ ROOT = Path(sample.__file__).parent
 
 def test_a_grid_of_the_classes_asked_for(flow_run, tmp_path, capsys):
     out = tmp_path / "new" / "grid.png"
-    assert sample.main([str(flow_run), "--classes", "0,3,7", "--per-class", "2", "--steps", "1", "--out", str(out)]) == 0
+    assert (
+        sample.main(
+            [str(flow_run), "--classes", "0,3,7", "--per-class", "2", "--steps", "1", "--out", str(out)]
+        )
+        == 0
+    )
     assert Image.open(out).size == (2 * 34 + 2, 3 * 34 + 2)
     assert "heun, 1 steps, cfg-scale 2, seed 0" in capsys.readouterr().out
 
@@ -25,7 +30,17 @@ def test_a_grid_of_the_classes_asked_for(flow_run, tmp_path, capsys):
 def test_a_sample_file_is_the_same_for_any_batch_size_and_is_not_made_twice(flow_run, tmp_path, capsys):
     files = [tmp_path / "a.npz", tmp_path / "b.npz"]
     for file, size in zip(files, (7, 16), strict=True):
-        arguments = [str(flow_run), "--num", "150", "--npz", str(file), "--steps", "1", "--batch-size", str(size)]
+        arguments = [
+            str(flow_run),
+            "--num",
+            "150",
+            "--npz",
+            str(file),
+            "--steps",
+            "1",
+            "--batch-size",
+            str(size),
+        ]
         assert sample.main(arguments) == 0
     with np.load(files[0]) as a, np.load(files[1]) as b:
         assert a["arr_0"].shape == (150, 32, 32, 3)
@@ -33,7 +48,12 @@ def test_a_sample_file_is_the_same_for_any_batch_size_and_is_not_made_twice(flow
         assert np.abs(a["arr_0"].astype(int) - b["arr_0"]).max() <= 1
         assert a["arr_0"].std() > 1
     settings = read_settings(files[0])
-    assert (settings["cfg_scale"], settings["labels"], settings["ema"], settings["count"]) == (1.0, "random", True, 150)
+    assert (settings["cfg_scale"], settings["labels"], settings["ema"], settings["count"]) == (
+        1.0,
+        "random",
+        True,
+        150,
+    )
     assert "cfg_scale: 1.0" in capsys.readouterr().out
     written = files[1].stat().st_mtime_ns
     assert sample.main(arguments) == 0

@@ -1,0 +1,135 @@
+"""Reading sets of images, and what is said of those that cannot be read."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gspn_dit.errors import UserError
+from gspn_dit.evaluation.images import open_images
+from tests.evaluation.conftest import random_images
+
+
+def write_folder(folder, images, suffix=".png"):
+    folder.mkdir(exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}{suffix}")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_is_read_in_part(save, tmp_path):
+    images = random_images(9, 0, size=5)
+    save(tmp_path / "s.npz", labels=np.arange(9), arr_0=images)
+    opened = open_images(tmp_path / "s.npz")
+    assert len(opened) == 9 and tuple(opened.size) == (5, 5) and not opened.lossy
+    parts = [opened.read(start, start + 4) for start in (0, 4, 8)]
+    assert np.array_equal(np.concatenate(parts), images)
+    assert np.array_equal(opened.read(2, 3), images[2:3])
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
+    images = random_images(3, 1, size=6)
+    write_folder(tmp_path / "f", images)
+    (tmp_path / "f" / "notes.txt").write_text("no image")
+    opened = open_images(tmp_path / "f")
+    assert np.array_equal(opened.read(0, 9), images) and not opened.lossy
+    write_folder(tmp_path / "f", images[:1], ".jpg")
+    assert open_images(tmp_path / "f").lossy
+
+
+def test_grey_is_repeated(tmp_path):
+    grey = random_images(4, 2, size=5)[..., 0]
+    expected = np.repeat(grey[..., None], 3, axis=3)
+    np.savez(tmp_path / "flat.npz", arr_0=grey)
+    np.savez(tmp_path / "one.npz", arr_0=grey[..., None])
+    write_folder(tmp_path / "f", grey)
+    for name in ("flat.npz", "one.npz", "f"):
+        assert np.array_equal(open_images(tmp_path / name).read(0, 4), expected), name
+
+
+def test_a_key_is_of_the_contents(tmp_path):
+    images = random_images(4, 3, size=5)
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", arr_0=images)
+        write_folder(tmp_path / name, images)
+    other = images.copy()
+    other[0, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "c.npz", arr_0=other)
+    write_folder(tmp_path / "c", other)
+    for suffix in ("", ".npz"):
+        a, b, c = (open_images(tmp_path / f"{name}{suffix}").key() for name in "abc")
+        assert a == b != c
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+
+
+def spoil_a_byte(path):
+    np.savez(path, arr_0=random_images(4, 0))
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255
+    path.write_bytes(content)
+
+
+def cut_short(path):
+    np.savez(path, arr_0=random_images(4, 0))
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def no_numpy(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", b"something else")
+
+
+def mixed_sizes(path):
+    write_folder(path, random_images(2, 0, size=5))
+    Image.fromarray(random_images(1, 0, size=6)[0]).save(path / "999.png")
+
+
+def broken_image(path):
+    write_folder(path, random_images(2, 0, size=5))
+    buffer = io.BytesIO()
+    Image.fromarray(random_images(1, 0, size=50)[0]).save(buffer, format="PNG")
+    (path / "999.png").write_bytes(buffer.getvalue()[:200])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("s.npz", spoil_a_byte, "is damaged"),
+        ("s.npz", cut_short, "is not an npz, or is cut short"),
+        ("s.npz", no_numpy, "is not an array that numpy wrote"),
+        (
+            "s.npz",
+            lambda p: npz(p, arr_0=np.array([{}, {}], dtype=object)),
+            "pickled Python objects, which are refused",
+        ),
+        ("s.npz", lambda p: npz(p, images=random_images(2, 0)), "no array arr_0 (it has images)"),
+        (
+            "s.npz",
+            lambda p: npz(p, arr_0=np.zeros((2, 4, 4, 3))),
+            "arr_0 is float64 (2, 4, 4, 3); expected uint8",
+        ),
+        (
+            "s.npz",
+            lambda p: npz(p, arr_0=random_images(2, 0).transpose(0, 3, 1, 2)),
+            "expected uint8 (n, H, W, 3)",
+        ),
+        ("s.npz", lambda p: npz(p, arr_0=random_images(1, 0)), "holds 1 images: scores need at least 2"),
+        ("s.npz", lambda p: npz(p, arr_0=random_images(0, 0)), "holds 0 images: scores need at least 2"),
+        ("f", lambda p: p.mkdir(), "holds no images"),
+        ("f", lambda p: write_folder(p, random_images(1, 0)), "holds 1 images"),
+        ("f", mixed_sizes, "999.png is 6x6, the images before it 5x5"),
+        ("f", broken_image, "999.png cannot be read as an image"),
+        ("absent", lambda p: None, "no such file or folder"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_one_line(name, make, message, tmp_path):
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
+        images = open_images(tmp_path / name)
+        images.read(0, len(images))
+    assert message in str(caught.value)
