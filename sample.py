@@ -13,7 +13,7 @@ examples:
   accelerate launch --num_processes 8 sample.py runs/gspn_b2 --num 50000 --npz samples.npz --batch-size 64
 
 A grid has a row for each class. A sample file is ADM's: `arr_0` (N, H, W, 3) uint8, and `labels`; what
-decides its images is stored beside it as samples.json, and the same command again continues an interrupted one.
+decides its images is stored beside it as samples.json. The same command again continues an interrupted one.
 Image i depends on the seed and on i alone, not on the batch size or the number of processes.
 """
 

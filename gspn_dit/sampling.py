@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from gspn_dit.autoencoder import Autoencoder
 from gspn_dit.config import Config
-from gspn_dit.diffusion import create_diffusion, keyed_noise, sample
+from gspn_dit.diffusion import check_sampling, create_diffusion, keyed_noise, sample
 from gspn_dit.files import replacing
 from gspn_dit.random import LABELS, generator
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
 GRID_BORDER = 2
 """Black pixels between the images of a grid."""
 
@@ -69,14 +69,21 @@ def generate(
     if not len(labels):
         return  # a process without a share of the work; split would make one empty batch
     check_labels(labels, model.num_classes)
+    check_sampling(config.diffusion.objective, sampler, steps, cfg_scale, cfg_interval)
     diffusion = create_diffusion(
         **{key: value for key, value in vars(config.diffusion).items() if value is not None}
     )
     shape = (model.in_channels, model.input_size, model.input_size)
     batches = zip(labels.split(batch_size), indices.split(batch_size), strict=True)
-    with tqdm(
-        total=len(labels), desc="sampling", unit=" images", bar_format=BAR, disable=not progress
-    ) as bar:
+    bar = tqdm(
+        total=len(labels) * steps,  # counted in steps, shown in images
+        unit_scale=1 / steps,
+        desc="sampling",
+        unit=" images",
+        bar_format=BAR,
+        disable=not progress,
+    )
+    with bar:
         for y, numbers in batches:
             latents = sample(
                 model,
@@ -87,7 +94,7 @@ def generate(
                 steps=steps,
                 cfg_scale=cfg_scale,
                 cfg_interval=cfg_interval,
-                progress=functools.partial(bar.update, len(y) / steps),
+                progress=functools.partial(bar.update, len(y)),
             )  # (b, C, h, w)
             yield numbers, autoencoder.decode(latents)  # (b, H, W, 3)
 

@@ -68,21 +68,24 @@ def moments(features: np.ndarray) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)): FID and sFID (arXiv 1706.08500, eq. 6).
 
-    The eigenvalues of A B are the squared singular values of A^(1/2) B^(1/2), so that tr (A B)^(1/2) is the
-    sum of these: real, without the root of an unsymmetric matrix, exact for rank-deficient covariances.
+    With A = F F^T, the nonzero eigenvalues of A B are those of the symmetric F^T B F: they are real, and
+    tr (A B)^(1/2) is the sum of their roots, with no root of an unsymmetric or singular matrix.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"b has {len(b.mean)} features; expected {len(a.mean)} as a has")
-    product = root_factor(a.covariance).T @ root_factor(b.covariance)
+    factor = root_factor(torch.from_numpy(a.covariance))  # (d, r)
+    product = factor.T @ torch.from_numpy(b.covariance) @ factor  # (r, r)
+    roots = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt()
     shift = a.mean - b.mean
-    trace = np.trace(a.covariance) + np.trace(b.covariance)
-    return float(shift @ shift + trace - 2 * torch.linalg.svdvals(torch.from_numpy(product)).sum())
+    return float(shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * roots.sum())
 
 
-def root_factor(covariance: np.ndarray) -> np.ndarray:
-    """F with F F^T = covariance: eigenvectors times roots of eigenvalues, none of them below zero."""
-    values, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
-    return (vectors * values.clamp(min=0).sqrt()).numpy()
+def root_factor(covariance: torch.Tensor) -> torch.Tensor:
+    """F (d, r) with F F^T = covariance, of rank r: what rounding cannot tell from zero is left out."""
+    values, vectors = torch.linalg.eigh(covariance)
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    kept = values > rounding
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 def inception_score(logits: np.ndarray) -> tuple[float, float]:

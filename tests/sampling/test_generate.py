@@ -79,6 +79,13 @@ def test_a_label_out_of_range_is_named(flow_run):
         draw(flow_run, torch.tensor([11]), NUMBERS[:1])
 
 
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"cfg_scale": 0.5}, {"sampler": "ddim"}])
+def test_bad_settings_are_named(wrong, flow_run):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} is "):
+        draw(flow_run, **wrong)
+
+
 def test_labels_are_keyed_by_number():
     numbers = torch.arange(2000)
     random = keyed_labels(numbers, 10, seed=0, balanced=False)
