@@ -21,19 +21,18 @@ struct BackwardRow {
 
 // dlam = g x and dx += g lam, with g = dh + what arrives from the next line.
 template <typename S>
-GSPN_INLINE Vector<Compute<S>> input_gradients(const BackwardRow<S>& row, int64_t c, int64_t count, int64_t dx_count,
-                                               bool first) {
+GSPN_INLINE Vector<Compute<S>> input_gradients(const BackwardRow<S>& row, int64_t c, int64_t count, bool first) {
   const auto gradient = load(row.grad_h + c, count) + load(row.arriving + c, kLanes<Compute<S>>);
   store(gradient * load(row.x + c, count), row.dlam + c, count);
   auto through_x = gradient * load(row.lam + c, count);
-  if (!first) through_x += load(row.dx + c, dx_count);
-  store(through_x, row.dx + c, dx_count);
+  if (!first) through_x += load(row.dx + c, count);
+  store(through_x, row.dx + c, count);
   return gradient;
 }
 
 template <typename S, bool PerChannel>
 GSPN_INLINE void backward_row(const BackwardRow<S>& row, const Strides& at, int normalization, Neighbours exists,
-                              bool dx_padded, bool first, const Compute<S>* const (&w)[3], Compute<S>* const (&dw_channel)[3]) {
+                              bool first, const Compute<S>* const (&w)[3], Compute<S>* const (&dw_channel)[3]) {
   using T = Compute<S>;
   using V = Vector<T>;
   constexpr int lanes = kLanes<T>;
@@ -54,7 +53,7 @@ GSPN_INLINE void backward_row(const BackwardRow<S>& row, const Strides& at, int 
     prefetch(row.next_grad_h, c);
     prefetch(row.next_h, c);
     prefetch_write(row.next_dlam, c);
-    const V gradient = input_gradients<S>(row, c, count, dx_padded ? lanes : count, first);
+    const V gradient = input_gradients<S>(row, c, count, first);
     for (int d = 0; d < 3; d++) {
       dw[d] = gradient * load(row.h[d] + c, count);
       T* to = row.leaving[d] + c;
@@ -73,10 +72,10 @@ GSPN_INLINE void backward_row(const BackwardRow<S>& row, const Strides& at, int 
 
 // The first line of a segment: nothing leaves it and its logits have no part.
 template <typename S>
-GSPN_INLINE void backward_start_row(const BackwardRow<S>& row, const Strides& at, bool dx_padded, bool first) {
+GSPN_INLINE void backward_start_row(const BackwardRow<S>& row, const Strides& at, bool first) {
   using T = Compute<S>;
   for_vectors<T>(at.channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-    input_gradients<S>(row, c, count, dx_padded ? kLanes<T> : count, first);
+    input_gradients<S>(row, c, count, first);
   });
   for (int d = 0; d < 3; d++)
     for_vectors<T>(at.groups, [&](int64_t g, int64_t count) __attribute__((always_inline)) {
@@ -124,16 +123,15 @@ GSPN_INLINE void reduce_gradients(S* dlogits, const Strides& at, int64_t heads, 
   });
 }
 
-// The adjoint: g[t, n] = dh[t, n] + sum over d of w_d[t+1, n-d] g[t+1, n-d], lines in reverse. `dx` is the slice's
-// own accumulator over the directions, a row of channels per pixel.
+// The adjoint: g[t, n] = dh[t, n] + sum over d of w_d[t+1, n-d] g[t+1, n-d], lines in reverse. Each half of the
+// directions has its own sum over them, (B, H, W, C) in T, which its first direction begins.
 template <typename S, bool PerChannel, int Norm>
-void backward_direction(const ScanShape& s, const BackwardTensors& tensors, const Slice& slice, int64_t k,
-                        Compute<S>* dx, int64_t dx_pixel, bool dx_padded) {
+void backward_direction(const ScanShape& s, const BackwardTensors& tensors, const Slice& slice, int64_t k) {
   using T = Compute<S>;
   const Strides at(s, slice, k);
   const LineWalk walk(s, s.codes[k]);
   const int normalization = Norm == kAnyNormalization ? s.normalization : Norm;
-  const bool first = k == 0;
+  const bool first = k % kDirectionsPerSum == 0;
   const S* x = static_cast<const S*>(tensors.x) + at.x_start;
   const S* lam = static_cast<const S*>(tensors.lam) + at.lam_start;
   const S* logits = static_cast<const S*>(tensors.logits) + at.logits_start;
@@ -141,6 +139,7 @@ void backward_direction(const ScanShape& s, const BackwardTensors& tensors, cons
   const S* grad_h = static_cast<const S*>(tensors.grad_h) + at.lam_start;
   S* dlam = static_cast<S*>(tensors.dlam) + at.lam_start;
   S* dlogits = static_cast<S*>(tensors.dlogits) + at.logits_start;
+  T* dx = static_cast<T*>(tensors.dx_sums[k / kDirectionsPerSum]) + at.x_start;
   Rows<T> arriving(walk.length + 2, at.channels), leaving(walk.length + 2, at.channels);
   GroupRows<T> rows(at);
   const T* const w[3] = {rows.w_channel[0], rows.w_channel[1], rows.w_channel[2]};
@@ -165,7 +164,7 @@ void backward_direction(const ScanShape& s, const BackwardTensors& tensors, cons
           {exists.before ? here - side : here, here, exists.after ? here + side : here},
           dlam + pixel * at.lam_pixel,
           dlogits + pixel * at.logits_pixel,
-          dx + pixel * dx_pixel,
+          dx + pixel * at.x_pixel,
           x + next * at.x_pixel,
           lam + next * at.lam_pixel,
           logits + next * at.logits_pixel,
@@ -176,14 +175,14 @@ void backward_direction(const ScanShape& s, const BackwardTensors& tensors, cons
           arriving[n + 1],
           {leaving[n], leaving[n + 1], leaving[n + 2]}};
       if (starts) {
-        backward_start_row(row, at, dx_padded, first);
+        backward_start_row(row, at, first);
         continue;
       }
       if constexpr (!PerChannel) expand_weights(row.logits, at, s.heads(), normalization, exists, rows);
       if (exists.before && exists.after)
-        backward_row<S, PerChannel>(row, at, normalization, Neighbours(), dx_padded, first, w, dw);
+        backward_row<S, PerChannel>(row, at, normalization, Neighbours(), first, w, dw);
       else
-        backward_row<S, PerChannel>(row, at, normalization, exists, dx_padded, first, w, dw);
+        backward_row<S, PerChannel>(row, at, normalization, exists, first, w, dw);
       if constexpr (!PerChannel) reduce_gradients(row.dlogits, at, s.heads(), normalization, rows);
     }
     arriving.swap(leaving);

@@ -87,14 +87,29 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
   Tensor dlam = torch::stable::empty_like(lam);
   Tensor dlogits = torch::stable::empty_like(logits);
   if (x.numel() > 0) {
-    const BackwardTensors tensors{grad_h.const_data_ptr(), x.const_data_ptr(),      lam.const_data_ptr(),
-                                  logits.const_data_ptr(), h.const_data_ptr(),      dx.mutable_data_ptr(),
-                                  dlam.mutable_data_ptr(), dlogits.mutable_data_ptr()};
-    const auto run = kernels().backward[storage_of(x)];
-    const auto parts = slices(shape, 1);
-    torch::stable::parallel_for(0, parts.size(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) run(shape, tensors, parts[i]);
+    const Storage storage = storage_of(x);
+    const bool rounds = storage == kBFloat16 || storage == kFloat16;
+    const int64_t halves = (shape.directions + kDirectionsPerSum - 1) / kDirectionsPerSum;
+    const ScalarType type = storage == kFloat64 ? ScalarType::Double : ScalarType::Float;
+    Tensor first = rounds ? torch::stable::new_empty(x, x.sizes(), type) : dx;
+    Tensor second = halves > 1 ? torch::stable::new_empty(x, x.sizes(), type) : dx;
+    const BackwardTensors tensors{grad_h.const_data_ptr(),
+                                  x.const_data_ptr(),
+                                  lam.const_data_ptr(),
+                                  logits.const_data_ptr(),
+                                  h.const_data_ptr(),
+                                  dlam.mutable_data_ptr(),
+                                  dlogits.mutable_data_ptr(),
+                                  {first.mutable_data_ptr(), halves > 1 ? second.mutable_data_ptr() : nullptr}};
+    const auto run = kernels().backward[storage];
+    const auto parts = slices(shape, halves);
+    torch::stable::parallel_for(0, parts.size() * halves, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) run(shape, tensors, parts[i / halves], i % halves);
     });
+    if (rounds || halves > 1)
+      torch::stable::parallel_for(0, x.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
+        kernels().add_sums[storage](tensors.dx_sums, dx.mutable_data_ptr(), begin, end);
+      });
   }
   return {dx, dlam, dlogits};
 }

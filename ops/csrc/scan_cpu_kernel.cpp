@@ -12,30 +12,30 @@ namespace {
 
 template <typename S>
 void forward(const ScanShape& s, const ForwardTensors& tensors, const Slice& slice, int64_t k) {
-  const auto direction = s.groups < s.channels                 ? forward_direction<S, false, kAnyNormalization>
+  const auto direction = s.groups < s.channels               ? forward_direction<S, false, kAnyNormalization>
                          : s.normalization == kRowStochastic ? forward_direction<S, true, kRowStochastic>
                                                              : forward_direction<S, true, kAnyNormalization>;
   direction(s, tensors, slice, k);
 }
 
 template <typename S>
-void backward(const ScanShape& s, const BackwardTensors& tensors, const Slice& slice) {
-  using T = Compute<S>;
-  const auto direction = s.groups < s.channels                 ? backward_direction<S, false, kAnyNormalization>
+void backward(const ScanShape& s, const BackwardTensors& tensors, const Slice& slice, int64_t half) {
+  const auto direction = s.groups < s.channels               ? backward_direction<S, false, kAnyNormalization>
                          : s.normalization == kRowStochastic ? backward_direction<S, true, kRowStochastic>
                                                              : backward_direction<S, true, kAnyNormalization>;
-  const Strides at(s, slice, 0);
-  S* dx = static_cast<S*>(tensors.dx) + at.x_start;
-  // The sum over the directions is kept in T: in dx itself where it has that type.
-  constexpr bool in_place = sizeof(S) == sizeof(T);
-  Rows<T> scratch(in_place ? 0 : s.pixels(), at.channels);
-  T* sum = in_place ? reinterpret_cast<T*>(dx) : scratch[0];
-  const int64_t sum_pixel = in_place ? at.x_pixel : scratch.stride;
-  for (int64_t k = 0; k < s.directions; k++) direction(s, tensors, slice, k, sum, sum_pixel, !in_place);
-  if constexpr (!in_place)
-    for (int64_t pixel = 0; pixel < s.pixels(); pixel++)
-      for (int64_t c = 0; c < at.channels; c += kLanes<T>)
-        store(load(scratch[pixel] + c, kLanes<T>), dx + pixel * at.x_pixel + c, at.channels - c);
+  for (int64_t k = half * kDirectionsPerSum; k < s.directions && k < (half + 1) * kDirectionsPerSum; k++)
+    direction(s, tensors, slice, k);
+}
+
+template <typename S>
+void add_sums(void* const (&sums)[2], void* dx, int64_t begin, int64_t end) {
+  using T = Compute<S>;
+  const T *first = static_cast<const T*>(sums[0]), *second = static_cast<const T*>(sums[1]);
+  for_vectors<T>(end - begin, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+    Vector<T> sum = load(first + begin + i, count);
+    if (second) sum += load(second + begin + i, count);
+    store(sum, static_cast<S*>(dx) + begin + i, count);
+  });
 }
 
 }  // namespace
@@ -44,6 +44,7 @@ const ScanKernels GSPN_KERNELS = {
     GSPN_KERNELS_NAME,
     {forward<float>, forward<BFloat16>, forward<Float16>, forward<double>},
     {backward<float>, backward<BFloat16>, backward<Float16>, backward<double>},
+    {add_sums<float>, add_sums<BFloat16>, add_sums<Float16>, add_sums<double>},
 };
 
 }  // namespace gspn

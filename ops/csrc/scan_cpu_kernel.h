@@ -17,15 +17,22 @@ struct ForwardTensors {
   void* h;
 };
 
+// dx is summed in two halves, (k0 + k1) + (k2 + k3), so that an image alone keeps two threads at work; the order is the
+// same for any number of threads.
+constexpr int64_t kDirectionsPerSum = 2;
+
 struct BackwardTensors {
   const void *grad_h, *x, *lam, *logits, *h;
-  void *dx, *dlam, *dlogits;
+  void *dlam, *dlogits;
+  void* dx_sums[2];  // (B, H, W, C) in the type of the arithmetic; the second is null for one or two directions
 };
 
 struct ScanKernels {
   const char* name;
   void (*forward[kStorageCount])(const ScanShape&, const ForwardTensors&, const Slice&, int64_t k);
-  void (*backward[kStorageCount])(const ScanShape&, const BackwardTensors&, const Slice&);
+  void (*backward[kStorageCount])(const ScanShape&, const BackwardTensors&, const Slice&, int64_t half);
+  // dx = the sum of `sums` (one, or two of them), rounded; elements begin to end.
+  void (*add_sums[kStorageCount])(void* const (&sums)[2], void* dx, int64_t begin, int64_t end);
 };
 
 extern const ScanKernels kBaselineKernels;
