@@ -57,6 +57,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--labels", choices=("random", "balanced"), help="how labels are sampled (a run's default: random)")
     add("--weights", choices=("ema", "last"), help="which weights sample (a run's default: ema)")
     add("--leaderboard", action="store_true", help="print measured rows beside published ones, and draw them")
+    add("--compare", metavar="RUN", nargs="+", help="print the demo scores of runs side by side")
     add("--golden", metavar="DIR", help="score ADM's public samples in DIR and compare with ADM's numbers")
     add("--results", metavar="DIR", default=str(RESULTS), help="folder of the leaderboard (default: results)")
     return parser.parse_args(argv)
@@ -76,13 +77,17 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--bootstrap 1: expected 0, or at least 2 for a deviation")
     if arguments.cfg_scale is not None and not 1 <= arguments.cfg_scale < float("inf"):
         raise UserError(f"--cfg-scale {arguments.cfg_scale:g}: expected 1.0 (no guidance) or more")
-    if arguments.leaderboard or arguments.golden:
+    if arguments.leaderboard or arguments.golden or arguments.compare:
         return
     if arguments.samples is None or arguments.reference is None:
         raise UserError("give SAMPLES and --reference REF, or --leaderboard; see eval_fid.py --help")
     if not Path(arguments.samples).exists():
         raise UserError(
             f"no such samples: {arguments.samples}; expected an npz, a folder of images, or a run"
+        )
+    if arguments.record and arguments.features == "digits":
+        raise UserError(
+            "--record: the leaderboard is of Inception's scores; those of --features digits are others"
         )
     for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):
         if path is not None and not Path(path).parent.is_dir():
@@ -97,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(arguments)
     if arguments.leaderboard:
         return leaderboard(Path(arguments.results))
+    if arguments.compare:
+        return compare(arguments.compare)
     from gspn_dit.sample_run import connect
 
     accelerator = connect()
@@ -184,7 +191,7 @@ def golden(arguments: argparse.Namespace, accelerator) -> int:
     from gspn_dit.evaluation.golden import check_files, golden
 
     folder = Path(arguments.golden)
-    check_files(folder, arguments.inception_weights)
+    arguments.inception_weights = str(check_files(folder, arguments.inception_weights))
     stated = {"labels": "random", "ema": True}
     outcome = golden(folder, options(arguments, stated), accelerator)
     accelerator.end_training()
@@ -193,6 +200,21 @@ def golden(arguments: argparse.Namespace, accelerator) -> int:
     table, agreed = outcome
     print(table)
     return 0 if agreed else 1
+
+
+def compare(runs: Sequence[str]) -> int:
+    """Print the score tables that train.py left in runs on the digits, as one."""
+    scores = []
+    for run in runs:
+        path = Path(run) / "scores.json"
+        try:
+            scores.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"no scores in {path}: train the run to its end first") from error
+    from gspn_dit.evaluation import format_table
+
+    print(format_table(*scores))
+    return 0
 
 
 def leaderboard(results: Path) -> int:

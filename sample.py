@@ -25,7 +25,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a folder that train.py made")
+    parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a folder that train.py made, or a hub id")
     parser.add_argument("--classes", metavar="A,B,...", help="rows of the grid (default: ten, evenly spaced)")
     parser.add_argument(
         "--per-class", metavar="N", type=int, help="columns of the grid (default: the run's own)"
@@ -93,8 +93,6 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--npz {arguments.npz}: expected a name that ends in .npz")
     if arguments.out and Path(arguments.out).suffix.lower() != ".png":
         raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
-    if not Path(arguments.run).exists():
-        raise UserError(f"no such run or checkpoint: {arguments.run}; give a folder that train.py made")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from gspn_dit.autoencoder import Autoencoder, create_autoencoder
-from gspn_dit.checkpoint import find_checkpoint, load_model, read_state, weights_name
+from gspn_dit.checkpoint import find_checkpoint, load_model, read_state
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
 from gspn_dit.errors import UserError
@@ -25,7 +25,7 @@ class Request:
     """What is asked of a run; None leaves a choice to the run's config."""
 
     run: str
-    """A run folder or a checkpoint folder."""
+    """A run folder, a checkpoint folder, or the hub id of a released run."""
     ema: bool = True
     """The averaged weights, not the last ones."""
     sampler: str | None = None
@@ -82,24 +82,23 @@ class Resolved:
                     f"--classes holds {label}; this model has the classes 0 to {self.num_classes - 1}"
                 )
 
-    def load(self, device: torch.device) -> tuple[nn.Module, Autoencoder]:
-        """The model and the decoder, on the device."""
+    def load(self, device: torch.device) -> tuple[nn.Module, dict, Autoencoder]:
+        """The model, what `load_model` says of it, and the decoder, on the device."""
         if self.request.vae is None and self.config.data.kind != "mnist":
             raise UserError("the run does not say what decodes its latents: give --vae HUB_ID_OR_FOLDER")
-        model, _, _ = load_model(self.request.run, ema=self.request.ema, device=device)
-        return model, create_autoencoder(self.request.vae, device)
+        model, _, info = load_model(self.request.run, ema=self.request.ema, device=device)
+        return model, info, create_autoencoder(self.request.vae, device)
 
-    def settings(self, model: nn.Module, autoencoder: Autoencoder, labels: str) -> dict:
+    def settings(self, model: nn.Module, info: dict, autoencoder: Autoencoder, labels: str) -> dict:
         """What decides the images of a sample file, stored beside it and printed with its scores."""
         request = self.request
-        weights = weights_name(self.state, request.ema)
         return {
             "path": request.run,
-            "checkpoint": self.state["files"][weights]["sha256"],
+            "checkpoint": info["hash"],
             "model": self.config.model.name,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "training_step": self.state["step"],
-            "training_images": self.state["images_seen"],
+            "training_step": info["step"],
+            "training_images": info["images_seen"],
             "ema": request.ema,
             "objective": self.config.diffusion.objective,
             "sampler": request.sampler,
@@ -152,7 +151,7 @@ def sample_grid(
 ) -> None:
     """Write a PNG with a row of `per_class` samples for each class."""
     resolved.check_classes(classes)
-    model, autoencoder = resolved.load(device)
+    model, _, autoencoder = resolved.load(device)
     labels = torch.tensor(classes).repeat_interleave(per_class)
     batches = resolved.generate(model, autoencoder, labels, torch.arange(len(labels)), device)
     images = torch.cat([images for _, images in batches])
@@ -166,8 +165,8 @@ def sample_file(resolved: Resolved, count: int, labels: str, path: Path, acceler
     Every process must call this: each makes its own shards, the first joins them. Memory does not grow with
     `count`.
     """
-    model, autoencoder = resolved.load(accelerator.device)
-    settings = {**resolved.settings(model, autoencoder, labels), "count": count}
+    model, info, autoencoder = resolved.load(accelerator.device)
+    settings = {**resolved.settings(model, info, autoencoder, labels), "count": count}
     file = SampleFile(path, count, settings)
     file.check()
     if file.complete:

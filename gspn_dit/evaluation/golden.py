@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.networks import find_weights
@@ -16,12 +17,13 @@ TOLERANCE = 0.01
 """Relative: the published numbers are rounded, and TensorFlow's arithmetic is not torch's."""
 
 
-def check_files(folder: Path, weights: str | None) -> None:
-    """Raise `UserError` for what is not at hand."""
+def check_files(folder: Path, weights: str | None) -> Path:
+    """The file of Inception's weights, from the folder too; `UserError` for what is not at hand."""
     for name in (REFERENCE, SAMPLES):
         if not (folder / name).is_file():
             raise UserError(f"no {folder / name}: download {URL}/{name} into {folder}")
-    find_weights(weights)
+    beside = folder / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    return find_weights(weights or (beside if beside.is_file() else None))
 
 
 def golden(folder: Path, options: Options, accelerator: Accelerator) -> tuple[str, bool] | None:

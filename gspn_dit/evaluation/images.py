@@ -10,7 +10,8 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.cache import content_key, file_hash
+from gspn_dit.evaluation.cache import content_key
+from gspn_dit.files import sha256
 
 LOSSY = {".jpg", ".jpeg", ".webp"}
 SUFFIXES = {".png", ".bmp", ".ppm", ".tif", ".tiff", *LOSSY}
@@ -99,12 +100,12 @@ class FolderImages:
 
         try:
             with Image.open(file) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.array(image.convert("RGB"))
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
             raise UserError(f"{file} cannot be read as an image: remove it or write it again") from error
 
     def key(self) -> str:
-        return content_key(file_hash(file).encode() for file in self.files)
+        return content_key(sha256(file).encode() for file in self.files)
 
 
 class NpzImages:
@@ -139,10 +140,10 @@ class NpzImages:
         images = self.rows.read(start, stop).reshape(-1, *self.image_shape)
         if images.ndim == 3:
             images = images[..., None]
-        return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], 3)))
+        return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
 
     def key(self) -> str:
-        return file_hash(self.path)
+        return sha256(self.path)
 
 
 class NpzFile:
@@ -251,9 +252,8 @@ class StreamedRows:
         for size in chunks((start - self.next) * self.length):
             self.entry.read(size)
         self.next = stop
-        return np.frombuffer(self.entry.read((stop - start) * self.length), dtype=np.uint8).reshape(
-            -1, self.length
-        )
+        rows = bytearray(self.entry.read((stop - start) * self.length))
+        return np.frombuffer(rows, dtype=np.uint8).reshape(-1, self.length)
 
 
 def chunks(total: int, size: int = 1 << 24) -> Iterator[int]:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.cache import file_hash
 from gspn_dit.evaluation.digits import classifier_key, load_classifier, to_digits
+from gspn_dit.files import sha256
 
 PUBLISHED_HASH = "6726825d"
 """The start of the SHA-256 of the weights that torch-fidelity publishes; it is part of their file name."""
@@ -41,7 +41,7 @@ class Inception:
     def __init__(self, weights: Path, device: torch.device | str) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        self.hash = file_hash(weights)
+        self.hash = sha256(weights)
         self.published = self.hash.startswith(PUBLISHED_HASH)
         self.identity = f"torch-fidelity's InceptionV3, weights {self.hash[:16]}"
         self.device = torch.device(device)

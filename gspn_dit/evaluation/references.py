@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.cache import cache_folder, content_key, file_hash
+from gspn_dit.evaluation.cache import cache_folder, content_key
 from gspn_dit.evaluation.extraction import Statistics, extract
 from gspn_dit.evaluation.images import ArrayImages, Images, NpzFile, NpzImages, open_images
 from gspn_dit.evaluation.metrics import Moments
 from gspn_dit.evaluation.networks import Network
-from gspn_dit.files import replacing
+from gspn_dit.files import replacing, sha256
 from gspn_dit.random import ORDER, generator
 
 KEPT = 10_000
@@ -207,4 +207,4 @@ def save_reference(reference: Reference, path: Path) -> None:
 
 def reference_hash(path: str) -> str | None:
     """The start of a reference file's SHA-256, printed beside the scores; None for other references."""
-    return file_hash(Path(path))[:16] if Path(path).is_file() else None
+    return sha256(Path(path))[:16] if Path(path).is_file() else None

@@ -79,7 +79,8 @@ def sample_run(run: Path, options: RunOptions, accelerator: Accelerator) -> Path
     labels, num = options.labels or "random", options.num or 50_000
     request = repr(replace(resolved.request, run="", batch_size=0))
     key = content_key([request.encode(), labels.encode(), str(num).encode()])[:12]
-    path = checkpoint.parent.parent / "evaluation" / f"{checkpoint.name}-{key}.npz"
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+    path = run / "evaluation" / f"{checkpoint.name}-{key}.npz"
     path.parent.mkdir(exist_ok=True)
     accelerator.print(f"samples: {path}")
     sample_file(resolved, num, labels, path, accelerator)

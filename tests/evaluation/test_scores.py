@@ -16,11 +16,25 @@ from gspn_dit.evaluation import golden, networks
 from gspn_dit.evaluation.extraction import extract
 from gspn_dit.evaluation.images import ArrayImages
 from gspn_dit.evaluation.networks import Features, Inception
+from gspn_dit.sample_file import write_samples
 from tests.evaluation.conftest import random_images
 from tests.evaluation.test_verdict import GOOD
 from tests.sampling.conftest import make_run
 
 ROOT = Path(eval_fid.__file__).parent
+DEMO = {
+    "parameters": 1,
+    "training_images": 1,
+    "samples": 1,
+    "sampler": "heun",
+    "steps": 1,
+    "cfg_scale": 2.0,
+    "asked_class": 1.0,
+    "copies": 0.0,
+    "kid": 0.0,
+    "fid_real_halves": 1.0,
+    "classifier_accuracy": 1.0,
+}
 
 
 class Pixels:
@@ -226,9 +240,8 @@ def test_samples_of_another_size_than_the_reference_are_scored_and_told(pixels, 
     assert "samples are 16x16, the reference's images 32x32" in result["reasons"]
 
 
-def test_a_run_is_sampled_first_and_the_row_recorded(digit_cache, tmp_path, capsys):
+def test_a_run_is_sampled_first(digit_cache, tmp_path):
     run = make_run(tmp_path / "run")
-    results = tmp_path / "results"
     arguments = [
         run,
         "--reference",
@@ -242,7 +255,7 @@ def test_a_run_is_sampled_first_and_the_row_recorded(digit_cache, tmp_path, caps
         "--steps",
         1,
     ]
-    first = score(*arguments, "--record", "--results", results, tmp_path / "1")
+    first = score(*arguments, tmp_path / "1")
     (made,) = (run / "evaluation").glob("*.npz")
     written = made.stat().st_mtime_ns
     assert score(*arguments, tmp_path / "2")["fid"] == pytest.approx(first["fid"], rel=1e-6)
@@ -250,8 +263,29 @@ def test_a_run_is_sampled_first_and_the_row_recorded(digit_cache, tmp_path, caps
     assert first["settings"]["labels"] == "balanced" and first["settings"]["ema"] is True
     assert first["sfid"] is None and first["is"] is None and first["fid"] > 0
     assert "features are of the digit classifier, not of Inception" in first["reasons"]
+
+
+def test_scores_are_recorded_with_their_settings(pixels, tmp_path):
+    results = tmp_path / "results"
+    write_samples(
+        tmp_path / "s.npz", random_images(10, 0), np.arange(10), {"checkpoint": "abc", "cfg_scale": 1.0}
+    )
+    np.savez(tmp_path / "r.npz", arr_0=random_images(10, 1))
+    options = ("--record", "--results", results)
+    result = score(tmp_path / "s.npz", "--reference", tmp_path / "r.npz", *options, tmp_path / "1")
     (entry,) = json.loads((results / "leaderboard.json").read_text())
-    assert entry["settings"]["checkpoint"] and entry["settings"]["parameters"] > 0
+    assert entry == result and entry["settings"]["checkpoint"] == "abc"
+
+
+def test_demo_runs_side_by_side(tmp_path, capsys):
+    for name, fid in (("a", 1.25), ("b", 7.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps({**DEMO, "model": name, "fid": fid}))
+    assert eval_fid.main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "FID to held-out" in line)
+    assert line.split()[-2:] == ["1.25", "7.50"]
+    with pytest.raises(UserError, match="train the run to its end first"):
+        eval_fid.main(["--compare", str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -265,6 +299,7 @@ def test_a_run_is_sampled_first_and_the_row_recorded(digit_cache, tmp_path, caps
         ("s.npz --reference r.npz --bootstrap 1", "--bootstrap 1: expected 0, or at least 2"),
         ("s.npz --reference r.npz --json no/such/folder.json", "its folder does not exist"),
         ("s.npz --reference r.npz --save-reference r.zip", "expected a name that ends in .npz"),
+        ("s.npz --reference r.npz --features digits --record", "the leaderboard is of Inception's scores"),
         ("s.npz --reference r.npz --steps 5", "--steps is for a run"),
         ("s.npz --reference r.npz --inception-weights absent", "--inception-weights absent: no such file"),
         ("s.npz --reference r.npz --inception-weights text", "cannot be read as weights"),

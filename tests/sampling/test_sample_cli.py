@@ -112,7 +112,7 @@ def test_bad_input_is_one_line(options, message, flow_run, tmp_path, monkeypatch
 def test_steps_beyond_the_schedule_and_a_folder_that_is_no_run(ddpm_run, tmp_path):
     with pytest.raises(UserError, match="steps is 1001; expected an integer from 1 to 1000 for ddpm"):
         sample.main([str(ddpm_run), "--sampler", "ddpm", "--steps", "1001"])
-    with pytest.raises(UserError, match="no such run or checkpoint"):
+    with pytest.raises(UserError, match="absent"):
         sample.main([str(tmp_path / "absent")])
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         sample.main([str(tmp_path)])
