@@ -8,7 +8,6 @@ CONFIG ?= configs/demo.yaml
 RUN ?= runs/demo
 ARGS ?=
 PY := .venv/bin/python
-# `make gpu-check PYTHON=python3` runs where that Python has torch already: no .venv, no network.
 LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --num_processes $(NPROC),$(PY))
 
 .PHONY: setup build train compare sample eval leaderboard golden-eval test test-all gpu-check bench lint format
@@ -46,8 +45,9 @@ test: setup
 test-all: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(or $(JOBS),2) $(ARGS)
 
-gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
+# `make gpu-check PYTHON=python3` uses a Python that has torch already: no .venv, no network.
+gpu-check: $(if $(filter file,$(origin PYTHON)),setup)
+	$(if $(filter file,$(origin PYTHON)),$(PY),$(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
 bench: setup
 	$(PY) benchmarks/bench_cpu.py $(ARGS)
