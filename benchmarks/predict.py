@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.compiler_report import Kernel, read_report  # noqa: E402
+from benchmarks.mixer_cost import gspn_forward, mixer_seconds, stage_seconds  # noqa: E402
 from benchmarks.scan_cost import (  # noqa: E402
     SHARED_PER_BLOCK,
     WIDE_MAP,
@@ -82,18 +83,58 @@ def predict(
         "bytes_per_element": moved / elements,
         "ideal_bytes_per_element": ideal / elements,
         "floor_microseconds": moved / bandwidth * 1e6,
-        "modelled_share_of_bandwidth": moved / bandwidth * 1e6 / plan.modelled_microseconds,
     }
 
 
+def predict_mixers(bandwidth: float, rate: float) -> dict:
+    """Floors in nanoseconds for one token of GSPN-DiT-XL/2's mixer, by stage and against attention's."""
+    stages = [
+        {"stage": stage.name, "fused": fused, "nanoseconds": 1e9 * stage_seconds([stage], bandwidth, rate)}
+        for fused in (False, True)
+        for stage in gspn_forward(fused)
+    ]
+    rows = []
+    for pixels in (256, 512, 1024, 2048, 4096):
+        times = mixer_seconds((pixels // 16) ** 2, bandwidth, rate)
+        rows.append({"pixels": pixels, **{name: 1e9 * seconds for name, seconds in times.items()}})
+    return {"stages": stages, "rows": rows}
+
+
+def print_scans(rows: list[dict]) -> None:
+    """The table of scans."""
+    print(f"{'shape':36}{'pass':>9} regs warps  waves  KB/SM  B/element (ideal)  floor us")
+    for row in rows:
+        print(
+            f"{row['shape']['name']:36}{row['pass']:>9}{row['registers']:5}{row['resident_warps']:6}"
+            f"{row['waves']:7.2f}{row['kilobytes_in_flight']:7.0f}{row['bytes_per_element']:11.1f}"
+            f" ({row['ideal_bytes_per_element']:5.1f}){row['floor_microseconds']:10.0f}"
+        )
+
+
+def print_mixers(mixers: dict) -> None:
+    """The table of mixers."""
+    for fused in (False, True):
+        stages = [stage for stage in mixers["stages"] if stage["fused"] == fused]
+        total = sum(stage["nanoseconds"] for stage in stages)
+        parts = ", ".join(f"{stage['stage']} {stage['nanoseconds']:.1f}" for stage in stages)
+        print(f"GSPN mixer {'fused' if fused else 'eager'}, ns a token forward: {total:.1f} = {parts}")
+    for row in mixers["rows"]:
+        print(
+            f"{row['pixels']:5} px, ns a token, GSPN / attention: forward {row['gspn, forward']:.0f} / "
+            f"{row['attention, forward']:.0f}, with backward {row['gspn, forward and backward']:.0f} / "
+            f"{row['attention, forward and backward']:.0f}"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Print the table and write the JSON."""
+    """Print the tables and write the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--bandwidth", type=float, default=4.3e12, help="bytes per second (default: %(default)s)"
     )
+    parser.add_argument("--rate", type=float, default=7.8e14, help="matrix operations per second")
     parser.add_argument(
         "--json", type=Path, default=ROOT / "benchmarks" / "results" / "cuda_predictions.json"
     )
@@ -108,24 +149,19 @@ def main(argv: list[str] | None = None) -> int:
     build = json.loads(LIBRARY.with_name("build.json").read_text())
     result = {
         "note": "predicted, not yet measured on a GPU",
-        "device": f"{ARCHITECTURE} with {PROCESSORS} multiprocessors at {arguments.bandwidth / 1e12:.1f} TB/s",
+        "device": f"{ARCHITECTURE}, {PROCESSORS} multiprocessors, {arguments.bandwidth / 1e12:.1f} TB/s",
         "date": datetime.date.today().isoformat(),
         "nvcc": build["nvcc"],
         "torch": build["torch"],
         "kernels": [kernel._asdict() for kernel in kernels if kernel.architecture == ARCHITECTURE],
         "rows": rows,
+        "mixers": predict_mixers(arguments.bandwidth, arguments.rate),
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     print(f"PREDICTED for {result['device']}, not yet measured on a GPU; bfloat16, four directions")
-    print(f"{'shape':36}{'pass':>9} regs warps  waves  KB/SM  B/element (ideal)  floor us  modelled")
-    for row in rows:
-        print(
-            f"{row['shape']['name']:36}{row['pass']:>9}{row['registers']:5}{row['resident_warps']:6}"
-            f"{row['waves']:7.2f}{row['kilobytes_in_flight']:7.0f}{row['bytes_per_element']:11.1f}"
-            f" ({row['ideal_bytes_per_element']:5.1f}){row['floor_microseconds']:10.0f}"
-            f"{row['modelled_share_of_bandwidth']:10.0%}"
-        )
+    print_scans(rows)
+    print_mixers(result["mixers"])
     print(f"written to {arguments.json}")
     return 0
 

@@ -28,54 +28,56 @@ struct BackwardInputs {
 // the line those that leave the run at its first and at its last position, then the run (Single: in registers).
 template <int V, bool Single>
 struct BackwardState {
+  using Part = typename Slots<V>::Part;
+  static constexpr int kWidth = Slots<V>::kWidth;
   Slots<V> slots;
-  float pending[V];  // Single: c_0 of the line after; otherwise c_+1 of the place before
+  Part pending[Slots<V>::kParts];  // Single: c_0 of the line after; otherwise c_+1 of the place before
 
   __device__ __forceinline__ int edge(int line, bool last) const { return 2 * (line & 1) + static_cast<int>(last); }
 
-  __device__ __forceinline__ void read_arriving(int line, int place, int run, bool none, float (&sum)[V]) const {
+  __device__ __forceinline__ void read_arriving(int line, int place, int run, int part, bool none, Part& sum) const {
     clear(sum);
     if (none) return;
     if constexpr (Single) {
 #pragma unroll
-      for (int v = 0; v < V; v++) sum[v] = pending[v];
+      for (int i = 0; i < kWidth; i++) sum[i] = pending[part][i];
     } else {
-      slots.read(4 + place, 0, sum);
+      slots.read(4 + place, part, 0, sum);
     }
-    if ((Single || place == 0) && threadIdx.y > 0) add_edge(edge(line + 1, true), -1, sum);
-    if ((Single || place + 1 == run) && threadIdx.y + 1 < blockDim.y) add_edge(edge(line + 1, false), 1, sum);
+    if ((Single || place == 0) && threadIdx.y > 0) add_edge(edge(line + 1, true), part, -1, sum);
+    if ((Single || place + 1 == run) && threadIdx.y + 1 < blockDim.y) add_edge(edge(line + 1, false), part, 1, sum);
   }
 
-  __device__ __forceinline__ void add_edge(int slot, int rows, float (&sum)[V]) const {
-    float arriving[V];
-    slots.read(slot, rows, arriving);
+  __device__ __forceinline__ void add_edge(int slot, int part, int rows, Part& sum) const {
+    Part arriving;
+    slots.read(slot, part, rows, arriving);
 #pragma unroll
-    for (int v = 0; v < V; v++) sum[v] += arriving[v];
+    for (int i = 0; i < kWidth; i++) sum[i] += arriving[i];
   }
 
-  __device__ __forceinline__ void send(int line, int place, int run, const float (&c)[3][V]) {
+  __device__ __forceinline__ void send(int line, int place, int run, int part, const Part (&c)[3]) {
     if constexpr (Single) {
-      slots.write(edge(line, false), c[0]);
-      slots.write(edge(line, true), c[2]);
+      slots.write(edge(line, false), part, c[0]);
+      slots.write(edge(line, true), part, c[2]);
 #pragma unroll
-      for (int v = 0; v < V; v++) pending[v] = c[1][v];
+      for (int i = 0; i < kWidth; i++) pending[part][i] = c[1][i];
     } else {
-      float sum[V];
+      Part sum;
       if (place == 0) {
-        slots.write(edge(line, false), c[0]);
+        slots.write(edge(line, false), part, c[0]);
       } else {
-        slots.read(4 + place - 1, 0, sum);
+        slots.read(4 + place - 1, part, 0, sum);
 #pragma unroll
-        for (int v = 0; v < V; v++) sum[v] += c[0][v];
-        slots.write(4 + place - 1, sum);
+        for (int i = 0; i < kWidth; i++) sum[i] += c[0][i];
+        slots.write(4 + place - 1, part, sum);
       }
 #pragma unroll
-      for (int v = 0; v < V; v++) {
-        sum[v] = c[1][v] + (place == 0 ? 0.f : pending[v]);
-        pending[v] = c[2][v];
+      for (int i = 0; i < kWidth; i++) {
+        sum[i] = c[1][i] + (place == 0 ? 0.f : pending[part][i]);
+        pending[part][i] = c[2][i];
       }
-      slots.write(4 + place, sum);
-      if (place + 1 == run) slots.write(edge(line, true), pending);
+      slots.write(4 + place, part, sum);
+      if (place + 1 == run) slots.write(edge(line, true), part, pending[part]);
     }
   }
 };
@@ -83,32 +85,39 @@ struct BackwardState {
 // From g and h[t-1] to what goes to the line before, c_d = w_d g, and to dw (per group) or the logits (per channel).
 template <typename T, int V, bool Grouped>
 struct LogitGradients {
-  static constexpr int kCount = Grouped ? 1 : V;
+  static constexpr int kCount = Grouped ? 1 : V, kWidth = Slots<V>::kWidth;
   float d[3][kCount];
+  Weights weights;  // Grouped: those of the group
 
-  __device__ __forceinline__ void compute(const BackwardInputs<T, V, Grouped>& in, int n, int length,
-                                          int normalization, int group_lanes, bool restart, const float (&g)[V],
-                                          float (&c)[3][V]) {
+  __device__ __forceinline__ void begin(const BackwardInputs<T, V, Grouped>& in, int n, int length, int normalization,
+                                        bool restart) {
 #pragma unroll
-    for (int i = 0; i < 3; i++) {
-      clear(d[i]);
-      clear(c[i]);
-    }
-    if (restart) return;
-    const float missing = missing_logit(normalization);
-    Weights weights;
+    for (int i = 0; i < 3; i++) clear(d[i]);
+    if (Grouped && !restart) load_weights(in, 0, n, length, normalization);
+  }
+
+  __device__ __forceinline__ void load_weights(const BackwardInputs<T, V, Grouped>& in, int v, int n, int length,
+                                               int normalization) {
     float l[3];
+    in.logits.get(v, n, length, missing_logit(normalization), l);
+    normalize<true>(normalization, l, weights);
+  }
+
+  __device__ __forceinline__ void add_part(const BackwardInputs<T, V, Grouped>& in, int part, int n, int length,
+                                           int normalization, bool restart, const float (&g)[kWidth],
+                                           float (&c)[3][kWidth]) {
 #pragma unroll
-    for (int v = 0; v < V; v++) {
-      if (!Grouped || v == 0) {
-        in.logits.get(v, n, length, missing, l);
-        normalize<true>(normalization, l, weights);
-      }
+    for (int i = 0; i < 3; i++) clear(c[i]);
+    if (restart) return;
+#pragma unroll
+    for (int j = 0; j < kWidth; j++) {
+      const int v = part * kWidth + j;
+      if constexpr (!Grouped) load_weights(in, v, n, length, normalization);
       float dw[3];
 #pragma unroll
       for (int i = 0; i < 3; i++) {
-        c[i][v] = weights.w[i] * g[v];
-        dw[i] = g[v] * to_float(in.h[i].elements[v]);
+        c[i][j] = weights.w[i] * g[j];
+        dw[i] = g[j] * to_float(in.h[i].elements[v]);
         if constexpr (Grouped) d[i][0] += dw[i];
       }
       if constexpr (!Grouped) {
@@ -117,17 +126,20 @@ struct LogitGradients {
         for (int i = 0; i < 3; i++) d[i][v] = dw[i];
       }
     }
-    if constexpr (Grouped) {
-      float dw[3];
+  }
+
+  // Sums a group over its lanes; every thread of a warp must come here.
+  __device__ __forceinline__ void finish(int normalization, int group_lanes, bool restart) {
+    if (!Grouped || restart) return;
+    float dw[3];
 #pragma unroll
-      for (int i = 0; i < 3; i++) {
-        dw[i] = d[i][0];
-        for (int lane = group_lanes / 2; lane > 0; lane /= 2) dw[i] += shuffle_xor(dw[i], lane);
-      }
-      chain_rule(normalization, weights, dw);
-#pragma unroll
-      for (int i = 0; i < 3; i++) d[i][0] = dw[i];
+    for (int i = 0; i < 3; i++) {
+      dw[i] = d[i][0];
+      for (int lane = group_lanes / 2; lane > 0; lane /= 2) dw[i] += shuffle_xor(dw[i], lane);
     }
+    chain_rule(normalization, weights, dw);
+#pragma unroll
+    for (int i = 0; i < 3; i++) d[i][0] = dw[i];
   }
 };
 
@@ -139,35 +151,28 @@ __device__ __forceinline__ void store_rounded(T* to, const float (&values)[V]) {
   store_packed<T, V>(to, rounded);
 }
 
-template <int V>
-__device__ __forceinline__ void store_floats(float* to, const float (&values)[V]) {
-  constexpr int width = V < 4 ? 1 : 4;
+template <int N>
+__device__ __forceinline__ void store_floats(float* to, const float (&values)[N]) {
+  Packed<float, N> packed;
 #pragma unroll
-  for (int part = 0; part < V / width; part++) {
-    Packed<float, width> some;
-#pragma unroll
-    for (int i = 0; i < width; i++) some.elements[i] = values[part * width + i];
-    store_packed<float, width>(to + part * width, some);
-  }
+  for (int i = 0; i < N; i++) packed.elements[i] = values[i];
+  store_packed<float, N>(to, packed);
 }
 
 // Sums dx over the directions of a tiled block in shared memory; the last direction leaves with the sum in `values`.
 template <int V>
-__device__ __forceinline__ void sum_in_tile(float* tile, int pixel, int k, int directions, float (&values)[V]) {
+__device__ __forceinline__ void sum_in_tile(float* tile, int pixel, int part, int k, int directions,
+                                            typename Slots<V>::Part& values) {
   constexpr int width = Slots<V>::kWidth;
   if (directions == 1) return;
-#pragma unroll
-  for (int part = 0; part < V / width; part++) {
-    float* at = tile + ((static_cast<int64_t>(pixel) * (V / width) + part) * blockDim.x + threadIdx.x) * width;
+  float* at = tile + ((static_cast<int64_t>(pixel) * Slots<V>::kParts + part) * blockDim.x + threadIdx.x) * width;
+  if (k > 0) {
     float sum[width];
-    if (k > 0) read_shared<width>(at, sum);
+    read_shared<width>(at, sum);
 #pragma unroll
-    for (int i = 0; i < width; i++) {
-      if (k > 0) values[part * width + i] += sum[i];
-      sum[i] = values[part * width + i];
-    }
-    if (k + 1 < directions) write_shared<width>(at, sum);
+    for (int i = 0; i < width; i++) values[i] += sum[i];
   }
+  if (k + 1 < directions) write_shared<width>(at, values);
 }
 
 template <typename T, int V, bool Grouped, bool Single>
@@ -224,14 +229,18 @@ struct Backward {
     if (n + 1 < walk.length) load_shared_input<T, V>(in.h[2], tensors.h + h_at + neighbour);
   }
 
-  __device__ __forceinline__ void store_dx(const Items& item, float (&values)[V]) const {
-    const int64_t at = pixel(item) * p.channels + task.channel;
+  // Leaves in `values` what belongs to the final dx, if this direction is to write it.
+  __device__ __forceinline__ void add_dx(const Items& item, int part, float (&values)[Slots<V>::kWidth]) const {
     if (tensors.dx_parts) {
-      store_floats<V>(tensors.dx_parts + k * p.elements + at, values);
-      return;
+      const int64_t at = pixel(item) * p.channels + task.channel + part * Slots<V>::kWidth;
+      store_floats(tensors.dx_parts + k * p.elements + at, values);
+    } else {
+      sum_in_tile<V>(shared_memory() + p.tile_offset, item.pixel, part, k, p.directions, values);
     }
-    sum_in_tile<V>(shared_memory() + p.tile_offset, item.pixel, k, p.directions, values);
-    if (!p.tiled || k + 1 == p.directions) store_rounded<T, V>(tensors.dx + at, values);
+  }
+
+  __device__ __forceinline__ bool writes_dx() const {
+    return !tensors.dx_parts && (!p.tiled || k + 1 == p.directions);
   }
 
   __device__ __forceinline__ void store_dlogits(const Items& item, const LogitGradients<T, V, Grouped>& d) const {
@@ -253,25 +262,37 @@ struct Backward {
     }
   }
 
-  __device__ __forceinline__ void process(const Items& item, const Inputs& in, BackwardState<V, Single>& state) const {
-    float g[V], product[V], c[3][V];
-    state.read_arriving(item.line, item.place, run(), item.line + 1 == lines, g);
-#pragma unroll
-    for (int v = 0; v < V; v++) g[v] += to_float(in.grad_h.elements[v]);
-    const bool stores = exists(item);
-    if (stores) {
-#pragma unroll
-      for (int v = 0; v < V; v++) product[v] = g[v] * to_float(in.x.elements[v]);
-      store_rounded<T, V>(tensors.dlam + lam_offset(pixel(item)), product);
-#pragma unroll
-      for (int v = 0; v < V; v++) product[v] = g[v] * to_float(in.lam.elements[v]);
-      store_dx(item, product);
-    }
+  __device__ __forceinline__ void process(const Items& item, const Inputs& in,
+                                          BackwardState<V, Single>& state) const {
+    constexpr int width = Slots<V>::kWidth;
+    const int n = task.position + item.place;
+    const bool stores = exists(item), restart = item.phase == 0;
+    Packed<T, V> dlam, dx;
     LogitGradients<T, V, Grouped> dlogits;
-    dlogits.compute(in, task.position + item.place, walk.length, p.normalization, tensors.group_lanes,
-                    item.phase == 0, g, c);
-    state.send(item.line, item.place, run(), c);
-    if (stores) store_dlogits(item, dlogits);
+    dlogits.begin(in, n, walk.length, p.normalization, restart);
+#pragma unroll
+    for (int part = 0; part < Slots<V>::kParts; part++) {
+      float g[width], of_dx[width], c[3][width];
+      state.read_arriving(item.line, item.place, run(), part, item.line + 1 == lines, g);
+#pragma unroll
+      for (int i = 0; i < width; i++) {
+        const int v = part * width + i;
+        g[i] += to_float(in.grad_h.elements[v]);
+        round_to(dlam.elements[v], g[i] * to_float(in.x.elements[v]));
+        of_dx[i] = g[i] * to_float(in.lam.elements[v]);
+      }
+      if (stores) add_dx(item, part, of_dx);
+#pragma unroll
+      for (int i = 0; i < width; i++) round_to(dx.elements[part * width + i], of_dx[i]);
+      dlogits.add_part(in, part, n, walk.length, p.normalization, restart, g, c);
+      state.send(item.line, item.place, run(), part, c);
+    }
+    dlogits.finish(p.normalization, tensors.group_lanes, restart);
+    if (!stores) return;
+    const int64_t at = pixel(item);
+    store_packed<T, V>(tensors.dlam + lam_offset(at), dlam);
+    if (writes_dx()) store_packed<T, V>(tensors.dx + at * p.channels + task.channel, dx);
+    store_dlogits(item, dlogits);
   }
 
   __device__ __forceinline__ void scan() const {
@@ -292,7 +313,8 @@ struct Backward {
 
 template <typename T, int V, bool Grouped, bool Single>
 __global__ void __maxnreg__(register_limit(true, sizeof(T) * V, V, Single))
-    scan_backward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ BackwardPointers<T> tensors) {
+    scan_backward_kernel(const __grid_constant__ ScanParameters p,
+                         const __grid_constant__ BackwardPointers<T> tensors) {
   if (!p.tiled) {
     Backward<T, V, Grouped, Single>(p, tensors, blockIdx.x % p.directions, blockIdx.x / p.directions).scan();
     return;

@@ -139,7 +139,8 @@ STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
 extern "C" __attribute__((visibility("default"))) double gspn_cuda_plan(const int64_t* shape, int backward,
                                                                         int element_bytes, int multiprocessors,
                                                                         int shared_per_block, int64_t* plan) {
-  gspn::ScanShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], static_cast<int>(shape[7]), {}};
+  gspn::ScanShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], 0, {}};
+  s.normalization = static_cast<int>(shape[7]);
   for (int k = 0; k < 4; k++) s.codes[k] = static_cast<int>(shape[8 + k]);
   const gspn::DeviceLimits device{multiprocessors, shared_per_block};
   const gspn::ScanPlan made = gspn::make_plan(s, backward, element_bytes, 16, device);

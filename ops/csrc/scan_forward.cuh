@@ -21,74 +21,91 @@ struct ForwardInputs {
 
 // The state of a thread's run of positions. One position (Single) lives in registers and shared memory only shows
 // it to the neighbours; longer runs live in shared memory. Slots: for each parity of the line the first and the last
-// of the run, then the run.
+// of the run (Single: they are one), then the run.
 template <int V, bool Single>
 struct ForwardState {
+  using Part = typename Slots<V>::Part;
+  static constexpr int kParts = Slots<V>::kParts;
   Slots<V> slots;
-  float before[V], here[V];  // of the previous line, at n - 1 and n
+  Part here[kParts];                       // of the previous line, at n
+  Part rolled[Single ? 1 : kParts];        // at n - 1, when that is in the run
+
+  __device__ __forceinline__ ForwardState() {
+#pragma unroll
+    for (int part = 0; part < kParts; part++) clear(here[part]);
+  }
 
   __device__ __forceinline__ int edge(int line, bool last) const {
     return Single ? line & 1 : 2 * (line & 1) + static_cast<int>(last);
   }
 
-  // Reads what is before the run and its first position; `line` is the line being computed.
-  __device__ __forceinline__ void begin_line(int line) {
+  // The previous line at n - 1 and n + 1 (and, at the start of a run, at n); `line` is the line being computed.
+  __device__ __forceinline__ void read(int line, int place, int run, int part, Part& before, Part& after) {
     clear(before);
-    if constexpr (!Single) clear(here);
-    if (line == 0) {
-      if constexpr (Single) clear(here);
-      return;
-    }
-    if (threadIdx.y > 0) slots.read(edge(line - 1, true), -1, before);
-    if constexpr (!Single) slots.read(4, 0, here);
-  }
-
-  __device__ __forceinline__ void read_after(int line, int place, int run, float (&after)[V]) const {
     clear(after);
     if (line == 0) return;
+    if (Single || place == 0) {
+      if (threadIdx.y > 0) slots.read(edge(line - 1, true), part, -1, before);
+      if constexpr (!Single) slots.read(4, part, 0, here[part]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Slots<V>::kWidth; i++) before[i] = rolled[part][i];
+    }
     if (!Single && place + 1 < run) {
-      slots.read(4 + place + 1, 0, after);
+      slots.read(4 + place + 1, part, 0, after);
     } else if (threadIdx.y + 1 < blockDim.y) {
-      slots.read(edge(line - 1, false), 1, after);
+      slots.read(edge(line - 1, false), part, 1, after);
     }
   }
 
-  // Takes the new state of this position and steps to the next one, whose old state is `after`.
-  __device__ __forceinline__ void update(int line, int place, int run, const float (&state)[V],
-                                         const float (&after)[V]) {
-    if (Single || place == 0) slots.write(edge(line, false), state);
+  // Takes the new state at n and steps to n + 1, whose old state is `after`.
+  __device__ __forceinline__ void update(int line, int place, int run, int part, const Part& state,
+                                         const Part& after) {
+    if (Single || place == 0) slots.write(edge(line, false), part, state);
     if constexpr (Single) {
 #pragma unroll
-      for (int v = 0; v < V; v++) here[v] = state[v];
+      for (int i = 0; i < Slots<V>::kWidth; i++) here[part][i] = state[i];
     } else {
-      if (place + 1 == run) slots.write(edge(line, true), state);
-      slots.write(4 + place, state);
+      if (place + 1 == run) slots.write(edge(line, true), part, state);
+      slots.write(4 + place, part, state);
 #pragma unroll
-      for (int v = 0; v < V; v++) before[v] = here[v], here[v] = after[v];
+      for (int i = 0; i < Slots<V>::kWidth; i++) rolled[part][i] = here[part][i], here[part][i] = after[i];
     }
   }
 };
 
-template <typename T, int V, bool Grouped>
-__device__ __forceinline__ void propagate(const ForwardInputs<T, V, Grouped>& in, int n, int length,
-                                          int normalization, bool restart, const float (&before)[V],
-                                          const float (&here)[V], const float (&after)[V], float (&state)[V]) {
+// One item: every part of its channels, so that few of a neighbour's values are in registers at a time.
+template <typename T, int V, bool Grouped, bool Single>
+__device__ __forceinline__ void propagate(const ForwardInputs<T, V, Grouped>& in, int line, int place, int run, int n,
+                                          int length, int normalization, ForwardState<V, Single>& past,
+                                          Packed<T, V>& h) {
+  constexpr int width = Slots<V>::kWidth;
   const float missing = missing_logit(normalization);
   Weights weights;
   float l[3];
-  if (Grouped && !restart) {
+  if (Grouped && line > 0) {
     in.logits.get(0, n, length, missing, l);
     normalize<false>(normalization, l, weights);
   }
 #pragma unroll
-  for (int v = 0; v < V; v++) {
-    state[v] = to_float(in.lam.elements[v]) * to_float(in.x.elements[v]);
-    if (restart) continue;
-    if constexpr (!Grouped) {
-      in.logits.get(v, n, length, missing, l);
-      normalize<false>(normalization, l, weights);
+  for (int part = 0; part < Slots<V>::kParts; part++) {
+    float before[width], after[width], state[width];
+    past.read(line, place, run, part, before, after);
+#pragma unroll
+    for (int i = 0; i < width; i++) {
+      const int v = part * width + i;
+      state[i] = to_float(in.lam.elements[v]) * to_float(in.x.elements[v]);
+      if (line == 0) continue;
+      if constexpr (!Grouped) {
+        in.logits.get(v, n, length, missing, l);
+        normalize<false>(normalization, l, weights);
+      }
+      state[i] += weights.w[0] * before[i] + weights.w[1] * past.here[part][i] + weights.w[2] * after[i];
     }
-    state[v] += weights.w[0] * before[v] + weights.w[1] * here[v] + weights.w[2] * after[v];
+    if (n >= length) clear(state);
+    past.update(line, place, run, part, state, after);
+#pragma unroll
+    for (int i = 0; i < width; i++) round_to(h.elements[part * width + i], state[i]);
   }
 }
 
@@ -140,18 +157,10 @@ __global__ void __maxnreg__(register_limit(false, sizeof(T) * V, V, Single))
       ahead.advance(p, walk);
 
       const int n = task.position + item.place;
-      float after[V], state[V];
-      if (item.place == 0) past.begin_line(item.line);
-      past.read_after(item.line, item.place, run, after);
-      propagate(in, n, walk.length, p.normalization, item.line == 0, past.before, past.here, after, state);
-      if (n >= walk.length) clear(state);
-      past.update(item.line, item.place, run, state, after);
-      if (item.line < own_lines && n < walk.length) {
-        Packed<T, V> rounded;
-#pragma unroll
-        for (int v = 0; v < V; v++) round_to(rounded.elements[v], state[v]);
+      Packed<T, V> rounded;
+      propagate(in, item.line, item.place, run, n, walk.length, p.normalization, past, rounded);
+      if (item.line < own_lines && n < walk.length)
         store_packed<T, V>(h + static_cast<int64_t>(item.pixel) * lam_pixel, rounded);
-      }
       if (item.place + 1 == run) __syncthreads();
       item.advance(p, walk);
     }

@@ -49,10 +49,11 @@ struct Extent {
 
 inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 
-// Registers that the kernels may use: the bound that the compiler keeps without spilling (tests/ops/test_cuda_build.py).
+// Registers that a kernel may use: the least for which the compiler spills nothing (tests/ops/test_cuda_build.py).
 constexpr int register_limit(bool backward, int access_bytes, int vector, bool single) {
-  if (vector == 1 || (!backward && access_bytes < 16)) return 64;
-  return access_bytes < 16 || (!backward && single) ? 96 : 128;
+  if (vector == 1) return backward ? 80 : 64;
+  if (backward) return access_bytes < 16 && single ? 96 : 128;
+  return access_bytes < 16 ? 64 : vector < 8 || single ? 80 : 128;
 }
 
 // Items whose inputs a thread has in flight while it computes one.
@@ -103,27 +104,30 @@ inline double bytes_per_element(const ScanShape& s, bool backward, int element_b
 inline double modelled_time(const ScanShape& s, bool backward, int element_bytes, const DeviceLimits& device,
                             const ScanPlan& plan) {
   constexpr double latency = 0.9, bytes_per_microsecond = 32e3, cycles_per_microsecond = 1755, barrier = 0.1;
-  constexpr double schedulers = 4, registers = 16384;  // of a multiprocessor; of one scheduler
+  constexpr int schedulers = 4, registers = 16384;  // of a multiprocessor; of one scheduler
   const Extent extent(s);
   const int warps = (plan.threads() + 31) / 32;
-  const int warps_by_registers =
-      static_cast<int>(schedulers * static_cast<int>(registers / 32 / register_limit(backward, element_bytes * plan.vector, plan.vector, plan.single())));
+  const int limit = register_limit(backward, element_bytes * plan.vector, plan.vector, plan.single());
+  const int warps_by_registers = schedulers * (registers / (32 * limit));
   const int by_shared = device.shared_per_block / (plan.shared_bytes + 1024);
   const int per_processor = std::min({warps_by_registers / warps, by_shared, 32});
   if (per_processor == 0) return -1;
 
-  double block_bytes = bytes_per_element(s, backward, element_bytes, plan.tiled) * plan.lanes * plan.vector * extent.length;
+  double block_bytes = bytes_per_element(s, backward, element_bytes, plan.tiled);
+  block_bytes *= plan.lanes * plan.vector * extent.length;
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
   const double per_channel = grouped(s) ? (backward ? 24 : 12) : (backward ? 85 : 48);
   const double instructions = 60 + (grouped(s) ? 45 : 0) + per_channel * plan.vector;
-  const double item = std::max(latency / prefetch_depth(backward, grouped(s)), 2 * instructions / cycles_per_microsecond);
+  const double waiting = latency / prefetch_depth(backward, grouped(s));
+  const double item = std::max(waiting, 2 * instructions / cycles_per_microsecond);
   const double alone = plan.run * item + barrier;
   const double state = plan.single() ? 1 : 1.05;  // a run's state is in shared memory, not in registers
   const auto wave = [&](int64_t blocks) {
     const double share = static_cast<double>(blocks) / device.multiprocessors;
     const double memory = share * block_bytes / bytes_per_microsecond;
-    const double issue = std::ceil(share) * warps * plan.run * instructions / (schedulers * cycles_per_microsecond);
+    const double items = std::ceil(share) * warps * plan.run;
+    const double issue = items * instructions / (schedulers * cycles_per_microsecond);
     return std::cbrt(memory * memory * memory + issue * issue * issue + alone * alone * alone);
   };
   const int64_t slots = int64_t{per_processor} * device.multiprocessors;

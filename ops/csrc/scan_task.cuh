@@ -76,50 +76,39 @@ struct Cursor {
   }
 };
 
-// Where a thread keeps float values for itself and its neighbours in shared memory: numbered slots of V floats,
-// laid out so that a warp's accesses of 16 (4 when V = 1) bytes a thread are contiguous.
+// Where a thread keeps float values for itself and its neighbours in shared memory: numbered slots of V floats, in
+// parts of 4 (of 1 when V = 1), laid out so that a warp's accesses to a part are contiguous.
 template <int V>
 struct Slots {
   static constexpr int kWidth = V < 4 ? 1 : 4;
-  static constexpr int kPlanes = V / kWidth;
+  static constexpr int kParts = V / kWidth;
+  using Part = float[kWidth];
   float* mine;
-  int plane;     // floats from plane to plane
-  int next_row;  // floats to the same lane in the next row
+  int part_stride;  // floats from part to part
+  int row_stride;   // floats to the same lane in the next row
 
   __device__ __forceinline__ Slots() {
-    plane = blockDim.x * blockDim.y * kWidth;
-    next_row = blockDim.x * kWidth;
+    part_stride = blockDim.x * blockDim.y * kWidth;
+    row_stride = blockDim.x * kWidth;
     mine = shared_memory() + (threadIdx.y * blockDim.x + threadIdx.x) * kWidth;
   }
 
-  __device__ __forceinline__ float* at(int slot, int part) const { return mine + (slot * kPlanes + part) * plane; }
+  __device__ __forceinline__ float* at(int slot, int part) const { return mine + (slot * kParts + part) * part_stride; }
 
   // `rows` is 0 for the thread's own slot, -1 or +1 for its neighbour's.
-  __device__ __forceinline__ void read(int slot, int rows, float (&values)[V]) const {
-#pragma unroll
-    for (int part = 0; part < kPlanes; part++) {
-      float some[kWidth];
-      read_shared<kWidth>(at(slot, part) + rows * next_row, some);
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) values[part * kWidth + i] = some[i];
-    }
+  __device__ __forceinline__ void read(int slot, int part, int rows, Part& values) const {
+    read_shared<kWidth>(at(slot, part) + rows * row_stride, values);
   }
 
-  __device__ __forceinline__ void write(int slot, const float (&values)[V]) const {
-#pragma unroll
-    for (int part = 0; part < kPlanes; part++) {
-      float some[kWidth];
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) some[i] = values[part * kWidth + i];
-      write_shared<kWidth>(at(slot, part), some);
-    }
+  __device__ __forceinline__ void write(int slot, int part, const Part& values) const {
+    write_shared<kWidth>(at(slot, part), values);
   }
 };
 
-template <int V>
-__device__ __forceinline__ void clear(float (&values)[V]) {
+template <int N>
+__device__ __forceinline__ void clear(float (&values)[N]) {
 #pragma unroll
-  for (int v = 0; v < V; v++) values[v] = 0.f;
+  for (int i = 0; i < N; i++) values[i] = 0.f;
 }
 
 // The logits of one position: V of each neighbour, or one of each when the V channels share a group.

@@ -214,9 +214,11 @@ void check_shared(const void* address, int bytes, bool writes) {
   if (first * 4 % bytes != 0) return fail("unaligned access to shared memory", address);
   for (int64_t i = first; i < first + bytes / 4; i++) {
     SharedWord& word = words[i];
-    if (word.write_epoch == epoch && word.writer != current) return fail("race after a write to shared memory", address);
+    if (word.write_epoch == epoch && word.writer != current)
+      return fail("race after a write to shared memory", address);
     if (writes) {
-      if (word.read_epoch == epoch && word.reader != current) return fail("race after a read of shared memory", address);
+      if (word.read_epoch == epoch && word.reader != current)
+        return fail("race after a read of shared memory", address);
       word.writer = current;
       word.write_epoch = epoch;
     } else {
