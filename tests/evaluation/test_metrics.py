@@ -119,6 +119,13 @@ def test_identical_sets_have_precision_and_recall_one(name):
     assert precision_recall(x, x.copy()) == (1, 1)
 
 
+def test_a_copy_is_at_no_distance_and_a_neighbour_is_at_some():
+    x = torch.from_numpy(features("random")[0]).double() + 100  # where norms and products round differently
+    assert metrics.squared_distances(x, x.clone()).diagonal().abs().max() == 0
+    near = metrics.squared_distances(x, x + 1e-3).diagonal()
+    torch.testing.assert_close(near, torch.full_like(near, 20e-6), rtol=1e-4, atol=0)
+
+
 def test_precision_and_recall_are_not_exchanged():
     """Samples of one mode of two: all look real, half of what is real is missing."""
     rng = np.random.default_rng(2)

@@ -115,6 +115,7 @@ def test_features_are_kept_by_number(accelerator, monkeypatch):
     kept = np.array([0, 6, 7, 31, 49])
     some = extract(images, Pixels(), accelerator, batch_size=7, kept=kept)
     whole = extract(images, Pixels(), accelerator, batch_size=7)
+    assert np.array_equal(whole.features, Pixels()(images.array).pool.numpy())
     assert np.array_equal(some.features, whole.features[kept])
     np.testing.assert_allclose(some.pool.covariance, whole.pool.covariance, rtol=1e-12)
 
