@@ -3,8 +3,8 @@
     python benchmarks/bench_memory.py configs/gspn_xl2.yaml configs/dit_xl2.yaml
 
 The step runs on fake tensors, which have shapes but no data, under PyTorch's memory tracker: weights,
-gradients, AdamW's moments and EMA in float32, activations as autocast to bf16 leaves them, on one process of DDP. The
-allocator's fragments and the device's own libraries come on top: 2 to 4 GB.
+gradients, AdamW's moments and EMA in float32, activations as autocast to bf16 leaves them, under DDP.
+The allocator's fragments and the device's own libraries come on top: 2 to 4 GB.
 """
 
 import argparse
