@@ -21,9 +21,10 @@ struct BackwardRow {
 
 // dlam = g x and dx += g lam, with g = dh + what arrives from the next line.
 template <typename S>
-GSPN_INLINE Vector<Compute<S>> input_gradients(const BackwardRow<S>& row, int64_t c, int64_t count, bool first) {
+GSPN_INLINE Vector<Compute<S>> input_gradients(const BackwardRow<S>& row, int64_t c, int64_t count, bool first,
+                                               bool past_caches) {
   const auto gradient = load(row.grad_h + c, count) + load(row.arriving + c, kLanes<Compute<S>>);
-  store(gradient * load(row.x + c, count), row.dlam + c, count);
+  write(gradient * load(row.x + c, count), row.dlam, row.next_dlam, c, count, past_caches);
   auto through_x = gradient * load(row.lam + c, count);
   if (!first) through_x += load(row.dx + c, count);
   store(through_x, row.dx + c, count);
@@ -32,7 +33,7 @@ GSPN_INLINE Vector<Compute<S>> input_gradients(const BackwardRow<S>& row, int64_
 
 template <typename S, bool PerChannel>
 GSPN_INLINE void backward_row(const BackwardRow<S>& row, const Strides& at, int normalization, Neighbours exists,
-                              bool first, const Compute<S>* const (&w)[3], Compute<S>* const (&dw_channel)[3]) {
+                              bool first, bool past_caches, const Compute<S>* const (&w)[3], Compute<S>* const (&dw_channel)[3]) {
   using T = Compute<S>;
   using V = Vector<T>;
   constexpr int lanes = kLanes<T>;
@@ -41,10 +42,7 @@ GSPN_INLINE void backward_row(const BackwardRow<S>& row, const Strides& at, int 
     V dw[3];
     if constexpr (PerChannel) {
       load_weights<true>(row.logits + c, at.logits_d, count, normalization, exists, weights);
-      for (int d = 0; d < 3; d++) {
-        prefetch(row.next_logits + d * at.logits_d, c);
-        prefetch_write(row.next_dlogits + d * at.logits_d, c);
-      }
+      for (int d = 0; d < 3; d++) prefetch(row.next_logits + d * at.logits_d, c);
     } else {
       for (int d = 0; d < 3; d++) weights.w[d] = load(w[d] + c, lanes);
     }
@@ -52,8 +50,7 @@ GSPN_INLINE void backward_row(const BackwardRow<S>& row, const Strides& at, int 
     prefetch(row.next_lam, c);
     prefetch(row.next_grad_h, c);
     prefetch(row.next_h, c);
-    prefetch_write(row.next_dlam, c);
-    const V gradient = input_gradients<S>(row, c, count, first);
+    const V gradient = input_gradients<S>(row, c, count, first, past_caches);
     for (int d = 0; d < 3; d++) {
       dw[d] = gradient * load(row.h[d] + c, count);
       T* to = row.leaving[d] + c;
@@ -65,7 +62,8 @@ GSPN_INLINE void backward_row(const BackwardRow<S>& row, const Strides& at, int 
     if constexpr (PerChannel) {
       V dl[3];
       chain_rule(normalization, weights, dw, dl);
-      for (int d = 0; d < 3; d++) store(dl[d], row.dlogits + d * at.logits_d + c, count);
+      for (int d = 0; d < 3; d++)
+        write(dl[d], row.dlogits + d * at.logits_d, row.next_dlogits + d * at.logits_d, c, count, past_caches);
     }
   });
 }
@@ -75,7 +73,7 @@ template <typename S>
 GSPN_INLINE void backward_start_row(const BackwardRow<S>& row, const Strides& at, bool first) {
   using T = Compute<S>;
   for_vectors<T>(at.channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-    input_gradients<S>(row, c, count, first);
+    input_gradients<S>(row, c, count, first, false);
   });
   for (int d = 0; d < 3; d++)
     for_vectors<T>(at.groups, [&](int64_t g, int64_t count) __attribute__((always_inline)) {
@@ -180,13 +178,14 @@ void backward_direction(const ScanShape& s, const BackwardTensors& tensors, cons
       }
       if constexpr (!PerChannel) expand_weights(row.logits, at, s.heads(), normalization, exists, rows);
       if (exists.before && exists.after)
-        backward_row<S, PerChannel>(row, at, normalization, Neighbours(), first, w, dw);
+        backward_row<S, PerChannel>(row, at, normalization, Neighbours(), first, s.past_caches, w, dw);
       else
-        backward_row<S, PerChannel>(row, at, normalization, exists, first, w, dw);
+        backward_row<S, PerChannel>(row, at, normalization, exists, first, s.past_caches, w, dw);
       if constexpr (!PerChannel) reduce_gradients(row.dlogits, at, s.heads(), normalization, rows);
     }
     arriving.swap(leaving);
   }
+  stream_fence();
 }
 
 }  // namespace

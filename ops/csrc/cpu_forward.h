@@ -20,7 +20,7 @@ struct ForwardRow {
 // h[t, n] = lam x + sum over d of w_d h[t-1, n+d]
 template <typename S, bool PerChannel>
 GSPN_INLINE void forward_row(const ForwardRow<S>& row, const Strides& at, int normalization, Neighbours exists,
-                             const Compute<S>* const (&w)[3]) {
+                             bool past_caches, const Compute<S>* const (&w)[3]) {
   using T = Compute<S>;
   using V = Vector<T>;
   constexpr int lanes = kLanes<T>;
@@ -34,11 +34,10 @@ GSPN_INLINE void forward_row(const ForwardRow<S>& row, const Strides& at, int no
     }
     prefetch(row.next_x, c);
     prefetch(row.next_lam, c);
-    prefetch_write(row.next_h, c);
     const V value = load(row.x + c, count) * load(row.lam + c, count) + weights.w[0] * load(row.before + c, lanes) +
                     weights.w[1] * load(row.here + c, lanes) + weights.w[2] * load(row.after + c, lanes);
     store(value, row.state + c, lanes);
-    store(value, row.h + c, count);
+    write(value, row.h, row.next_h, c, count, past_caches);
   });
 }
 
@@ -99,12 +98,13 @@ void forward_direction(const ScanShape& s, const ForwardTensors& tensors, const 
         for (int d = 0; d < 3; d++) expand_groups(of_group[d], at.groups, s.heads(), of_channel[d]);
       }
       if (exists.before && exists.after)
-        forward_row<S, PerChannel>(row, at, normalization, Neighbours(), w);
+        forward_row<S, PerChannel>(row, at, normalization, Neighbours(), s.past_caches, w);
       else
-        forward_row<S, PerChannel>(row, at, normalization, exists, w);
+        forward_row<S, PerChannel>(row, at, normalization, exists, s.past_caches, w);
     }
     previous.swap(current);
   }
+  stream_fence();
 }
 
 }  // namespace

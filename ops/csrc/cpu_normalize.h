@@ -31,10 +31,10 @@ GSPN_INLINE void divide(V (&n)[3], V (&D)[3], const V (&complement)[3], Neighbou
   if (!exists.after) n[2] = zero, D[2] = zero + 1;
   const V others[3] = {D[1] * D[2], D[0] * D[2], D[0] * D[1]};
   for (int d = 0; d < 3; d++) out.w[d] = n[d] * others[d];
-  const V inverse = 1 / (out.w[0] + out.w[1] + out.w[2]);
+  const V inverse = reciprocal(out.w[0] + out.w[1] + out.w[2]);
   for (int d = 0; d < 3; d++) out.w[d] *= inverse;
   if constexpr (WithSlope) {
-    const V all = 1 / (others[2] * D[2]);
+    const V all = reciprocal(others[2] * D[2]);
     for (int d = 0; d < 3; d++) out.slope[d] = complement[d] * others[d] * all;
   }
 }

@@ -99,5 +99,13 @@ GSPN_INLINE void prefetch_write(S* row, int64_t c) {
   __builtin_prefetch(row + c, 1, 2);
 }
 
+// An output's vector: past the caches if the shape says so, else into the line that was asked for in time.
+template <typename S>
+GSPN_INLINE void write(const Vector<Compute<S>>& v, S* row, S* next_row, int64_t c, int64_t count, bool past_caches) {
+  if (past_caches && count == kLanes<Compute<S>>) return stream(v, row + c);
+  prefetch_write(next_row, c);
+  store(v, row + c, count);
+}
+
 }  // namespace
 }  // namespace gspn

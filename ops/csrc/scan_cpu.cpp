@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <tuple>
 #include <vector>
 
@@ -45,6 +46,15 @@ Storage storage_of(const Tensor& tensor) {
   }
 }
 
+constexpr int64_t kCacheBytes = 32 << 20;  // an h beyond this leaves the caches before anyone reads it
+
+bool past_caches(const ScanShape& s, const Tensor& like_h, std::initializer_list<const void*> outputs) {
+  const int64_t lanes = 64 / sizeof(float);
+  bool whole_lines = like_h.scalar_type() == ScalarType::Float && s.channels % lanes == 0 && s.groups % lanes == 0;
+  for (const void* output : outputs) whole_lines = whole_lines && reinterpret_cast<uintptr_t>(output) % 64 == 0;
+  return whole_lines && like_h.numel() * static_cast<int64_t>(sizeof(float)) > kCacheBytes;
+}
+
 // As many slices of whole groups as the threads need, none narrower than a cache line or two of channels.
 std::vector<Slice> slices(const ScanShape& s, int64_t tasks_per_slice) {
   const int64_t threads = torch::stable::get_num_threads();
@@ -62,11 +72,12 @@ std::vector<Slice> slices(const ScanShape& s, int64_t tasks_per_slice) {
 
 Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vector<int64_t> directions,
             int64_t segment, int64_t normalization) {
-  const ScanShape shape = checked_shape(x, lam, logits, directions, segment, normalization);
+  ScanShape shape = checked_shape(x, lam, logits, directions, segment, normalization);
   Tensor h = torch::stable::empty_like(lam);
   if (h.numel() == 0) return h;
   const ForwardTensors tensors{x.const_data_ptr(), lam.const_data_ptr(), logits.const_data_ptr(),
                                h.mutable_data_ptr()};
+  shape.past_caches = past_caches(shape, h, {tensors.h});
   const auto run = kernels().forward[storage_of(x)];
   const auto parts = slices(shape, shape.directions);
   torch::stable::parallel_for(0, parts.size() * shape.directions, 1, [&](int64_t begin, int64_t end) {
@@ -80,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
                                                  const Tensor& logits, const Tensor& h,
                                                  std::vector<int64_t> directions, int64_t segment,
                                                  int64_t normalization) {
-  const ScanShape shape = checked_shape(x, lam, logits, directions, segment, normalization);
+  ScanShape shape = checked_shape(x, lam, logits, directions, segment, normalization);
   check_like(grad_h, lam, "grad_h");
   check_like(h, lam, "h");
   Tensor dx = torch::stable::empty_like(x);
@@ -101,6 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
                                   dlam.mutable_data_ptr(),
                                   dlogits.mutable_data_ptr(),
                                   {first.mutable_data_ptr(), halves > 1 ? second.mutable_data_ptr() : nullptr}};
+    shape.past_caches = past_caches(shape, lam, {tensors.dlam, tensors.dlogits});
     const auto run = kernels().backward[storage];
     const auto parts = slices(shape, halves);
     torch::stable::parallel_for(0, parts.size() * halves, 1, [&](int64_t begin, int64_t end) {

@@ -13,6 +13,8 @@ struct ScanShape {
   int64_t segment;  // lines after which a pass starts anew; 0: never
   int normalization;
   int codes[4];  // the Direction of each k
+  // CPU: the outputs are larger than the caches and made of whole, aligned cache lines.
+  bool past_caches = false;
 
   int64_t pixels() const { return height * width; }
   int64_t heads() const { return channels / groups; }  // channels that share one group's logits

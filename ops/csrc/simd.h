@@ -157,6 +157,19 @@ GSPN_INLINE void store(const Vector<Compute<S>>& v, S* to, int64_t count) {
   }
 }
 
+// Stores a whole vector past the caches where the instruction set can: a line that is wholly written need not be read
+// first. `to` is aligned to the vector.
+template <typename S>
+GSPN_INLINE void stream(const Vector<Compute<S>>& v, S* to) {
+  store(v, to, kLanes<Compute<S>>);
+}
+#if defined(__AVX512F__)
+GSPN_INLINE void stream(const Vector<float>& v, float* to) { _mm512_stream_ps(to, reinterpret_cast<__m512>(v)); }
+GSPN_INLINE void stream_fence() { _mm_sfence(); }
+#else
+GSPN_INLINE void stream_fence() {}
+#endif
+
 template <typename V>
 GSPN_INLINE V minimum(const V& a, const V& b) {
   return a < b ? a : b;
@@ -166,9 +179,12 @@ GSPN_INLINE V maximum(const V& a, const V& b) {
   return a > b ? a : b;
 }
 
-template <typename V>
-GSPN_INLINE V magnitude(const V& v) {
-  return v < 0 ? -v : v;
+// |v|, by clearing the sign bits: one instruction where a comparison and a selection take three.
+GSPN_INLINE Vector<float> magnitude(const Vector<float>& v) {
+  return reinterpret_cast<Vector<float>>(reinterpret_cast<VectorOf<float>::mask>(v) & 0x7fffffff);
+}
+GSPN_INLINE Vector<double> magnitude(const Vector<double>& v) {
+  return reinterpret_cast<Vector<double>>(reinterpret_cast<VectorOf<double>::mask>(v) & 0x7fffffffffffffff);
 }
 
 // Whether any lane of a comparison's result is set.
@@ -185,6 +201,18 @@ GSPN_INLINE bool any(const M& mask) {
   return set;
 #endif
 }
+
+// 1 / v for normal v, to about an ulp.
+template <typename V>
+GSPN_INLINE V reciprocal(const V& v) {
+  return 1 / v;
+}
+#if defined(__AVX512F__)
+GSPN_INLINE Vector<float> reciprocal(const Vector<float>& v) {
+  const Vector<float> r = reinterpret_cast<Vector<float>>(_mm512_rcp14_ps(reinterpret_cast<__m512>(v)));
+  return r + r * (1 - v * r);  // one step of Newton's: a quarter of a division's time
+}
+#endif
 
 // exp(x) where the result is a normal number: |x| < 87.
 GSPN_INLINE Vector<float> exp_bounded(const Vector<float>& x) {

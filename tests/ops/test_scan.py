@@ -151,3 +151,17 @@ def test_empty_batch(dtype, device):
     h = gspn_scan(*inputs)
     assert h.shape == (0, 4, 4, 4, 6)
     assert all(g.shape == t.shape for g, t in zip(torch.autograd.grad(h.sum(), inputs), inputs, strict=True))
+
+
+def test_outputs_larger_than_the_caches():
+    """Past some size outputs are written around the caches: the same bits as in parts below that size."""
+    inputs = make_inputs(1, 48, 48, 1024, 1024, 4, torch.float32)
+    h = gspn_scan(*inputs)
+    assert h.numel() * h.element_size() > 32 << 20
+    gradients = torch.autograd.grad(h.square().sum(), inputs)
+    for part in (slice(0, 512), slice(512, 1024)):
+        parts = [tensor.detach()[..., part].clone().requires_grad_() for tensor in inputs]
+        h_part = gspn_scan(*parts)
+        assert torch.equal(h_part, h[..., part])
+        for whole, mine in zip(gradients, torch.autograd.grad(h_part.square().sum(), parts), strict=True):
+            assert torch.equal(mine, whole[..., part])
