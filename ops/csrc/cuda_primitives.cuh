@@ -10,8 +10,15 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace gspn {
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kHasRegisters = false;  // for the compiler of this architecture, see scan_backward.cuh
+#else
+constexpr bool kHasRegisters = true;
+#endif
 
 using bfloat16 = __nv_bfloat16;
 using float16 = __half;
@@ -35,15 +42,46 @@ struct Word<16> {
   using type = uint4;
 };
 
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float to_float(float16 value) { return __half2float(value); }
+
+__device__ __forceinline__ void round_to(float& out, float value) { out = value; }
+__device__ __forceinline__ void round_to(bfloat16& out, float value) { out = __float2bfloat16_rn(value); }
+__device__ __forceinline__ void round_to(float16& out, float value) { out = __float2half_rn(value); }
+
 // V neighbouring elements, moved in one access of sizeof(T) * V bytes.
 template <typename T, int V>
 struct Packed {
+  static constexpr int kWords = sizeof(T) * V / 4;
   using Bits = typename Word<sizeof(T) * V>::type;
   union {
     Bits bits;
     T elements[V];
+    unsigned words[kWords > 0 ? kWords : 1];
   };
-  __device__ Packed() : bits{} {}
+
+  __device__ Packed() {}  // left as it is: what is not loaded is not used
+
+  __device__ __forceinline__ float get(int i) const {
+    if constexpr (std::is_same_v<T, bfloat16> && kWords > 0)  // one instruction each
+      return __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+    else
+      return to_float(elements[i]);
+  }
+
+  __device__ __forceinline__ void set(int i, float value) { round_to(elements[i], value); }
+
+  __device__ __forceinline__ void fill(float value) {
+    Packed<T, 4 / sizeof(T)> word;
+    for (int i = 0; i < 4 / static_cast<int>(sizeof(T)); i++) round_to(word.elements[i], value);
+    if constexpr (kWords > 0) {
+#pragma unroll
+      for (int i = 0; i < kWords; i++) words[i] = word.words[0];
+    } else {
+      elements[0] = word.elements[0];
+    }
+  }
 };
 
 // For what other threads read again soon: stays in the caches.
@@ -63,18 +101,10 @@ __device__ __forceinline__ void store_packed(T* to, const Packed<T, V>& packed) 
   *reinterpret_cast<typename Packed<T, V>::Bits*>(to) = packed.bits;
 }
 
-__device__ __forceinline__ float to_float(float value) { return value; }
-__device__ __forceinline__ float to_float(bfloat16 value) { return __bfloat162float(value); }
-__device__ __forceinline__ float to_float(float16 value) { return __half2float(value); }
-
-__device__ __forceinline__ void round_to(float& out, float value) { out = value; }
-__device__ __forceinline__ void round_to(bfloat16& out, float value) { out = __float2bfloat16_rn(value); }
-__device__ __forceinline__ void round_to(float16& out, float value) { out = __float2half_rn(value); }
-
-// exp to 2 units in the last place plus the rounding of the argument: |x| 6e-8 relative; 0 below -87.
-__device__ __forceinline__ float fast_exp(float x) {
+// 2^x to 2 units in the last place; results below 2^-126 are 0.
+__device__ __forceinline__ float fast_exp2(float x) {
   float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.4426950408889634f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 

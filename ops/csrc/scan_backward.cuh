@@ -13,9 +13,10 @@ template <typename T>
 struct BackwardPointers {
   const T *grad_h, *x, *lam, *logits, *h;
   T *dx, *dlam, *dlogits;
-  float* dx_parts;       // (K, B, H, W, C), or null: one direction, or tiled
+  float* dx_parts[4];    // each direction's (B, H, W, C), or null: one direction, or tiled
   float* dlogits_parts;  // (B, H, W, K, 3, G, parts), or null: each group lies within the lanes summed by shuffles
   int group_lanes;       // neighbouring lanes, a power of two, that are summed by shuffles
+  int parts;             // partial sums of a group that remain
 };
 
 template <typename T, int V, bool Grouped>
@@ -29,23 +30,27 @@ struct BackwardInputs {
 template <int V, bool Single>
 struct BackwardState {
   using Part = typename Slots<V>::Part;
-  static constexpr int kWidth = Slots<V>::kWidth;
+  static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts;
   Slots<V> slots;
-  Part pending[Slots<V>::kParts];  // Single: c_0 of the line after; otherwise c_+1 of the place before
+  Part pending[kParts];  // Single: c_0 of the line after; otherwise c_+1 of the place before
+
+  __device__ __forceinline__ explicit BackwardState(int run) {
+#pragma unroll
+    for (int part = 0; part < kParts; part++) clear(pending[part]);
+    slots.clear_all(Single ? 4 : 4 + run);
+  }
 
   __device__ __forceinline__ int edge(int line, bool last) const { return 2 * (line & 1) + static_cast<int>(last); }
 
-  __device__ __forceinline__ void read_arriving(int line, int place, int run, int part, bool none, Part& sum) const {
-    clear(sum);
-    if (none) return;
+  __device__ __forceinline__ void read_arriving(int line, int place, int run, int part, Part& sum) const {
     if constexpr (Single) {
 #pragma unroll
       for (int i = 0; i < kWidth; i++) sum[i] = pending[part][i];
     } else {
       slots.read(4 + place, part, 0, sum);
     }
-    if ((Single || place == 0) && threadIdx.y > 0) add_edge(edge(line + 1, true), part, -1, sum);
-    if ((Single || place + 1 == run) && threadIdx.y + 1 < blockDim.y) add_edge(edge(line + 1, false), part, 1, sum);
+    if (Single || place == 0) add_edge(edge(line + 1, true), part, -1, sum);
+    if (Single || place + 1 == run) add_edge(edge(line + 1, false), part, 1, sum);
   }
 
   __device__ __forceinline__ void add_edge(int slot, int part, int rows, Part& sum) const {
@@ -87,59 +92,76 @@ template <typename T, int V, bool Grouped>
 struct LogitGradients {
   static constexpr int kCount = Grouped ? 1 : V, kWidth = Slots<V>::kWidth;
   float d[3][kCount];
-  Weights weights;  // Grouped: those of the group
+  float w[3], slope[3];  // of the group, or of the channel at hand
 
-  __device__ __forceinline__ void begin(const BackwardInputs<T, V, Grouped>& in, int n, int length, int normalization,
-                                        bool restart) {
+  template <int Normalization>
+  __device__ __forceinline__ void load_weights(const BackwardInputs<T, V, Grouped>& in, int v,
+                                               const Neighbours& exist) {
+    float l[3];
+    Mix made;
+    in.logits.get(v, l);
+    mix<Normalization, true>(l, exist, made);
+#pragma unroll
+    for (int i = 0; i < 3; i++) w[i] = made.p[i] * made.scale, slope[i] = made.slope[i];
+  }
+
+  __device__ __forceinline__ void begin(const BackwardInputs<T, V, Grouped>& in, int normalization,
+                                        const Neighbours& exist) {
 #pragma unroll
     for (int i = 0; i < 3; i++) clear(d[i]);
-    if (Grouped && !restart) load_weights(in, 0, n, length, normalization);
+    if constexpr (Grouped)
+      with_normalization(normalization,
+                         [&](auto constant) { load_weights<decltype(constant)::value>(in, 0, exist); });
   }
 
-  __device__ __forceinline__ void load_weights(const BackwardInputs<T, V, Grouped>& in, int v, int n, int length,
-                                               int normalization) {
-    float l[3];
-    in.logits.get(v, n, length, missing_logit(normalization), l);
-    normalize<true>(normalization, l, weights);
+  template <int Normalization>
+  __device__ __forceinline__ void add_channel(const BackwardInputs<T, V, Grouped>& in, int v,
+                                              const Neighbours& exist, float g, int i, float (&c)[3][kWidth]) {
+    if constexpr (!Grouped) load_weights<Normalization>(in, v, exist);
+    float dw[3];
+#pragma unroll
+    for (int j = 0; j < 3; j++) {
+      c[j][i] = w[j] * g;
+      dw[j] = g * in.h[j].get(v);
+      if constexpr (Grouped) d[j][0] += dw[j];
+    }
+    if constexpr (!Grouped) {
+      chain_rule<Normalization>(w, slope, dw);
+#pragma unroll
+      for (int j = 0; j < 3; j++) d[j][v] = dw[j];
+    }
   }
 
-  __device__ __forceinline__ void add_part(const BackwardInputs<T, V, Grouped>& in, int part, int n, int length,
-                                           int normalization, bool restart, const float (&g)[kWidth],
+  __device__ __forceinline__ void add_part(const BackwardInputs<T, V, Grouped>& in, int part, int normalization,
+                                           const Neighbours& exist, const float (&g)[kWidth],
                                            float (&c)[3][kWidth]) {
+    if constexpr (Grouped) {
 #pragma unroll
-    for (int i = 0; i < 3; i++) clear(c[i]);
-    if (restart) return;
+      for (int i = 0; i < kWidth; i++) add_channel<kNone>(in, part * kWidth + i, exist, g[i], i, c);
+    } else {
+      with_normalization(normalization, [&](auto constant) {
 #pragma unroll
-    for (int j = 0; j < kWidth; j++) {
-      const int v = part * kWidth + j;
-      if constexpr (!Grouped) load_weights(in, v, n, length, normalization);
-      float dw[3];
-#pragma unroll
-      for (int i = 0; i < 3; i++) {
-        c[i][j] = weights.w[i] * g[j];
-        dw[i] = g[j] * to_float(in.h[i].elements[v]);
-        if constexpr (Grouped) d[i][0] += dw[i];
-      }
-      if constexpr (!Grouped) {
-        chain_rule(normalization, weights, dw);
-#pragma unroll
-        for (int i = 0; i < 3; i++) d[i][v] = dw[i];
-      }
+        for (int i = 0; i < kWidth; i++)
+          add_channel<decltype(constant)::value>(in, part * kWidth + i, exist, g[i], i, c);
+      });
     }
   }
 
   // Sums a group over its lanes; every thread of a warp must come here.
   __device__ __forceinline__ void finish(int normalization, int group_lanes, bool restart) {
-    if (!Grouped || restart) return;
-    float dw[3];
+    if constexpr (Grouped) {
+      if (restart) return;
+      float dw[3];
 #pragma unroll
-    for (int i = 0; i < 3; i++) {
-      dw[i] = d[i][0];
-      for (int lane = group_lanes / 2; lane > 0; lane /= 2) dw[i] += shuffle_xor(dw[i], lane);
+      for (int i = 0; i < 3; i++) {
+        dw[i] = d[i][0];
+        for (int lane = group_lanes / 2; lane > 0; lane /= 2) dw[i] += shuffle_xor(dw[i], lane);
+      }
+      with_normalization(normalization,
+                         [&](auto constant) { chain_rule<decltype(constant)::value>(w, slope, dw); });
+#pragma unroll
+      for (int i = 0; i < 3; i++) d[i][0] = dw[i];
     }
-    chain_rule(normalization, weights, dw);
-#pragma unroll
-    for (int i = 0; i < 3; i++) d[i][0] = dw[i];
   }
 };
 
@@ -147,7 +169,7 @@ template <typename T, int V>
 __device__ __forceinline__ void store_rounded(T* to, const float (&values)[V]) {
   Packed<T, V> rounded;
 #pragma unroll
-  for (int v = 0; v < V; v++) round_to(rounded.elements[v], values[v]);
+  for (int v = 0; v < V; v++) rounded.set(v, values[v]);
   store_packed<T, V>(to, rounded);
 }
 
@@ -155,7 +177,7 @@ template <int N>
 __device__ __forceinline__ void store_floats(float* to, const float (&values)[N]) {
   Packed<float, N> packed;
 #pragma unroll
-  for (int i = 0; i < N; i++) packed.elements[i] = values[i];
+  for (int i = 0; i < N; i++) packed.set(i, values[i]);
   store_packed<float, N>(to, packed);
 }
 
@@ -181,10 +203,13 @@ struct Backward {
   const BackwardPointers<T>& tensors;
   const int k;
   const Walk& walk;
-  const Task<V> task;
-  const int lines, own_lines;
+  const int lines;
+  int own_lines, first_line, position;
+  int part;  // which of its group's sums this thread writes; -1: none
+  int64_t x_start, lam_start, logits_start;  // bytes of the first pixel
   using Inputs = BackwardInputs<T, V, Grouped>;
   using Items = Cursor<Single, -1>;
+  static constexpr int kWidth = Slots<V>::kWidth;
 
   __device__ __forceinline__ Backward(const ScanParameters& parameters, const BackwardPointers<T>& pointers,
                                       int direction, int64_t tile)
@@ -192,127 +217,171 @@ struct Backward {
         tensors(pointers),
         k(direction),
         walk(parameters.walks[direction]),
-        task(parameters, walk.lines, tile),
-        lines(parameters.tiled ? walk.lines : min(parameters.period, walk.lines)),
-        own_lines(task.exists ? min(lines, walk.lines - task.first_line) : 0) {}
+        lines(parameters.tiled ? walk.lines : min(parameters.period, walk.lines)) {
+    const Task<V> task(p, walk.lines, tile);
+    own_lines = task.exists ? min(lines, walk.lines - task.first_line) : 0;
+    first_line = task.first_line;
+    position = task.position;
+    const int heads = p.channels / p.groups, group = task.channel / heads;
+    const int lane = task.channel % heads / V;
+    part = lane % tensors.group_lanes == 0 ? lane / tensors.group_lanes : -1;
+    const int64_t image = task.image * p.pixels, size = sizeof(T);
+    x_start = image * p.x_stride + task.channel * size;
+    lam_start = image * p.lam_stride + (k * p.channels + task.channel) * size;
+    logits_start = image * p.logits_stride + (k * 3 * p.groups + group) * size;
+  }
 
   __device__ __forceinline__ int run() const { return Single ? 1 : p.run; }
 
   __device__ __forceinline__ bool exists(const Items& item) const {
-    return item.line >= 0 && item.line < own_lines && task.position + item.place < walk.length;
+    return item.line >= 0 && item.line < own_lines && position + item.place < walk.length;
   }
 
-  __device__ __forceinline__ int64_t pixel(const Items& item) const { return task.image * p.pixels + item.pixel; }
-
-  __device__ __forceinline__ int64_t lam_offset(int64_t pixel) const {
-    return (pixel * p.directions + k) * p.channels + task.channel;
-  }
-
-  __device__ __forceinline__ int64_t logits_offset(int64_t pixel) const {
-    return (pixel * p.directions + k) * 3 * p.groups + task.channel / (p.channels / p.groups);
+  __device__ __forceinline__ int64_t lam_at(int pixel) const {
+    return lam_start + static_cast<int64_t>(pixel) * p.lam_stride;
   }
 
   __device__ __forceinline__ void fetch(const Items& item, Inputs& in) const {
-    in = Inputs();
     if (!exists(item)) return;
-    const int64_t at = pixel(item), lam_at = lam_offset(at);
-    load_once<T, V>(in.grad_h, tensors.grad_h + lam_at);
-    load_shared_input<T, V>(in.x, tensors.x + at * p.channels + task.channel);
-    load_once<T, V>(in.lam, tensors.lam + lam_at);
+    const int64_t at = lam_at(item.pixel);
+    load_once<T, V>(in.grad_h, offset(tensors.grad_h, at));
+    load_shared_input<T, V>(in.x, offset(tensors.x, x_start + static_cast<int64_t>(item.pixel) * p.x_stride));
+    load_once<T, V>(in.lam, offset(tensors.lam, at));
     if (item.phase == 0) return;
-    in.logits.load(tensors.logits + logits_offset(at), p.groups);
-    const int n = task.position + item.place;
-    const int64_t h_at = lam_at - static_cast<int64_t>(walk.line_stride) * p.directions * p.channels;
-    const int64_t neighbour = static_cast<int64_t>(walk.position_stride) * p.directions * p.channels;
-    if (n > 0) load_shared_input<T, V>(in.h[0], tensors.h + h_at - neighbour);
-    load_shared_input<T, V>(in.h[1], tensors.h + h_at);
-    if (n + 1 < walk.length) load_shared_input<T, V>(in.h[2], tensors.h + h_at + neighbour);
+    const int n = position + item.place, past = item.pixel - walk.line_stride;
+    const int64_t logits_at = logits_start + static_cast<int64_t>(item.pixel) * p.logits_stride;
+    in.logits.load(offset(tensors.logits, logits_at), p.groups, n, walk.length, missing_logit(p.normalization));
+    load_shared_input<T, V>(in.h[1], offset(tensors.h, lam_at(past)));
+    load_neighbour(in.h[0], n > 0, past - walk.position_stride);
+    load_neighbour(in.h[2], n + 1 < walk.length, past + walk.position_stride);
+  }
+
+  __device__ __forceinline__ void load_neighbour(Packed<T, V>& h, bool is_there, int pixel) const {
+    if (is_there) {
+      load_shared_input<T, V>(h, offset(tensors.h, lam_at(pixel)));
+    } else {
+      h.fill(0.f);
+    }
   }
 
   // Leaves in `values` what belongs to the final dx, if this direction is to write it.
-  __device__ __forceinline__ void add_dx(const Items& item, int part, float (&values)[Slots<V>::kWidth]) const {
-    if (tensors.dx_parts) {
-      const int64_t at = pixel(item) * p.channels + task.channel + part * Slots<V>::kWidth;
-      store_floats(tensors.dx_parts + k * p.elements + at, values);
+  __device__ __forceinline__ void add_dx(const Items& item, int part, float (&values)[kWidth]) const {
+    if (tensors.dx_parts[0]) {
+      const int64_t at = (x_start + static_cast<int64_t>(item.pixel) * p.x_stride) * (sizeof(float) / sizeof(T));
+      store_floats(offset(tensors.dx_parts[k] + part * kWidth, at), values);
     } else {
       sum_in_tile<V>(shared_memory() + p.tile_offset, item.pixel, part, k, p.directions, values);
     }
   }
 
   __device__ __forceinline__ bool writes_dx() const {
-    return !tensors.dx_parts && (!p.tiled || k + 1 == p.directions);
+    return !tensors.dx_parts[0] && (!p.tiled || k + 1 == p.directions);
   }
 
-  __device__ __forceinline__ void store_dlogits(const Items& item, const LogitGradients<T, V, Grouped>& d) const {
-    const int64_t at = logits_offset(pixel(item));
-    const int heads = p.channels / p.groups;
-    const int lane = task.channel % heads / V;  // within the group
-    if (Grouped && lane % tensors.group_lanes != 0) return;
-    const int parts = Grouped ? heads / V / tensors.group_lanes : 1;
+  // A logit of a neighbour that does not exist has no gradient, not even a rounding error.
+  __device__ __forceinline__ void store_dlogits(const Items& item, LogitGradients<T, V, Grouped>& gradients) const {
+    const int n = position + item.place;
+    if (n == 0) clear(gradients.d[0]);
+    if (n + 1 == walk.length) clear(gradients.d[2]);
+    const int64_t at = logits_start + static_cast<int64_t>(item.pixel) * p.logits_stride;
+    if constexpr (!Grouped) {
 #pragma unroll
-    for (int i = 0; i < 3; i++) {
-      const int64_t element = at + static_cast<int64_t>(i) * p.groups;
-      if constexpr (Grouped) {
-        if (tensors.dlogits_parts) {
-          store_floats<1>(tensors.dlogits_parts + element * parts + lane / tensors.group_lanes, d.d[i]);
-          continue;
-        }
+      for (int i = 0; i < 3; i++)
+        store_rounded<T, V>(offset(tensors.dlogits, at) + static_cast<int64_t>(i) * p.groups, gradients.d[i]);
+    } else {
+      if (part < 0) return;
+#pragma unroll
+      for (int i = 0; i < 3; i++) {
+        const int64_t element = at / int64_t{sizeof(T)} + static_cast<int64_t>(i) * p.groups;
+        if (tensors.dlogits_parts)
+          store_floats<1>(tensors.dlogits_parts + element * tensors.parts + part, gradients.d[i]);
+        else
+          store_rounded<T, 1>(tensors.dlogits + element, gradients.d[i]);
       }
-      store_rounded<T, LogitGradients<T, V, Grouped>::kCount>(tensors.dlogits + element, d.d[i]);
     }
   }
 
-  __device__ __forceinline__ void process(const Items& item, const Inputs& in,
-                                          BackwardState<V, Single>& state) const {
-    constexpr int width = Slots<V>::kWidth;
-    const int n = task.position + item.place;
-    const bool stores = exists(item), restart = item.phase == 0;
+  // g, and from it dlam and dx.
+  __device__ __forceinline__ void receive(const Items& item, const Inputs& in, const BackwardState<V, Single>& state,
+                                          float (&g)[Slots<V>::kParts][kWidth]) const {
     Packed<T, V> dlam, dx;
-    LogitGradients<T, V, Grouped> dlogits;
-    dlogits.begin(in, n, walk.length, p.normalization, restart);
 #pragma unroll
     for (int part = 0; part < Slots<V>::kParts; part++) {
-      float g[width], of_dx[width], c[3][width];
-      state.read_arriving(item.line, item.place, run(), part, item.line + 1 == lines, g);
+      float of_dx[kWidth];
+      state.read_arriving(item.line, item.place, run(), part, g[part]);
 #pragma unroll
-      for (int i = 0; i < width; i++) {
-        const int v = part * width + i;
-        g[i] += to_float(in.grad_h.elements[v]);
-        round_to(dlam.elements[v], g[i] * to_float(in.x.elements[v]));
-        of_dx[i] = g[i] * to_float(in.lam.elements[v]);
+      for (int i = 0; i < kWidth; i++) {
+        const int v = part * kWidth + i;
+        g[part][i] += in.grad_h.get(v);
+        dlam.set(v, g[part][i] * in.x.get(v));
+        of_dx[i] = g[part][i] * in.lam.get(v);
       }
-      if (stores) add_dx(item, part, of_dx);
+      add_dx(item, part, of_dx);
 #pragma unroll
-      for (int i = 0; i < width; i++) round_to(dx.elements[part * width + i], of_dx[i]);
-      dlogits.add_part(in, part, n, walk.length, p.normalization, restart, g, c);
-      state.send(item.line, item.place, run(), part, c);
+      for (int i = 0; i < kWidth; i++) dx.set(part * kWidth + i, of_dx[i]);
     }
-    dlogits.finish(p.normalization, tensors.group_lanes, restart);
-    if (!stores) return;
-    const int64_t at = pixel(item);
-    store_packed<T, V>(tensors.dlam + lam_offset(at), dlam);
-    if (writes_dx()) store_packed<T, V>(tensors.dx + at * p.channels + task.channel, dx);
-    store_dlogits(item, dlogits);
+    store_packed<T, V>(offset(tensors.dlam, lam_at(item.pixel)), dlam);
+    if (writes_dx())
+      store_packed<T, V>(offset(tensors.dx, x_start + static_cast<int64_t>(item.pixel) * p.x_stride), dx);
   }
 
+  // What goes to the line before; dlogits are left to `finish` and `store_dlogits`.
+  __device__ __forceinline__ void process(const Items& item, const Inputs& in, bool restart,
+                                          BackwardState<V, Single>& state,
+                                          LogitGradients<T, V, Grouped>& dlogits) const {
+    float g[Slots<V>::kParts][kWidth];
+    receive(item, in, state, g);
+    const Neighbours exist(position + item.place, walk.length);
+    if (!restart) dlogits.begin(in, p.normalization, exist);
+#pragma unroll
+    for (int part = 0; part < Slots<V>::kParts; part++) {
+      float c[3][kWidth];
+#pragma unroll
+      for (int i = 0; i < 3; i++) clear(c[i]);
+      if (!restart) dlogits.add_part(in, part, p.normalization, exist, g[part], c);
+      state.send(item.line, item.place, run(), part, c);
+    }
+  }
+
+  __device__ __forceinline__ void step(const Items& item, const Inputs& in, bool restart,
+                                       BackwardState<V, Single>& state) const {
+    LogitGradients<T, V, Grouped> dlogits;
+#pragma unroll
+    for (int i = 0; i < 3; i++) clear(dlogits.d[i]);
+    if (exists(item)) process(item, in, restart, state, dlogits);
+    dlogits.finish(p.normalization, tensors.group_lanes, restart);
+    if (exists(item)) store_dlogits(item, dlogits);
+    if (item.place + 1 == run()) __syncthreads();
+  }
+
+  // While one item is worked on, the next one's inputs are in flight. Two buffers in turn save the copies, and cost
+  // the registers that sm_80's code does not have.
   __device__ __forceinline__ void scan() const {
-    Items ahead(p, walk, task.first_line, task.position, lines - 1), item = ahead;
-    Inputs next;
-    fetch(ahead, next);
-    BackwardState<V, Single> state;
+    Items item(walk, first_line, position, lines - 1, p.period);
+    Inputs inputs[2];
+    fetch(item, inputs[0]);
+    BackwardState<V, Single> state(run());
     while (item.line >= 0) {
-      const Inputs in = next;
-      ahead.advance(p, walk);
-      fetch(ahead, next);
-      process(item, in, state);
-      if (item.place + 1 == run()) __syncthreads();
-      item.advance(p, walk);
+#pragma unroll
+      for (int i = 0; i < (kHasRegisters ? 2 : 1); i++) {
+        if (item.line < 0) break;
+        const Items now = item;
+        item.advance(walk, run(), p.period);
+        if constexpr (kHasRegisters) {
+          fetch(item, inputs[1 - i]);
+          step(now, inputs[i], now.phase == 0, state);
+        } else {
+          const Inputs in = inputs[0];
+          fetch(item, inputs[0]);
+          step(now, in, now.phase == 0, state);
+        }
+      }
     }
   }
 };
 
 template <typename T, int V, bool Grouped, bool Single>
-__global__ void __maxnreg__(register_limit(true, sizeof(T) * V, V, Single))
+__global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V, Single))
     scan_backward_kernel(const __grid_constant__ ScanParameters p,
                          const __grid_constant__ BackwardPointers<T> tensors) {
   if (!p.tiled) {

@@ -22,11 +22,14 @@ void launch_forward<bfloat16>(const ScanShape&, const ScanPlan&, const ForwardPo
 template <>
 void launch_forward<float16>(const ScanShape&, const ScanPlan&, const ForwardPointers<float16>&, cudaStream_t);
 template <>
-void launch_backward<float>(const ScanShape&, const ScanPlan&, const BackwardPointers<float>&, cudaStream_t);
+void launch_backward<float>(const ScanShape&, const ScanPlan&, const BackwardPointers<float>&, float*,
+                          cudaStream_t);
 template <>
-void launch_backward<bfloat16>(const ScanShape&, const ScanPlan&, const BackwardPointers<bfloat16>&, cudaStream_t);
+void launch_backward<bfloat16>(const ScanShape&, const ScanPlan&, const BackwardPointers<bfloat16>&, float*,
+                             cudaStream_t);
 template <>
-void launch_backward<float16>(const ScanShape&, const ScanPlan&, const BackwardPointers<float16>&, cudaStream_t);
+void launch_backward<float16>(const ScanShape&, const ScanPlan&, const BackwardPointers<float16>&, float*,
+                            cudaStream_t);
 
 namespace {
 
@@ -58,8 +61,8 @@ int64_t common_alignment(std::initializer_list<const Tensor*> tensors) {
 
 ScanPlan checked_plan(const ScanShape& s, bool backward, const Tensor& x, int64_t alignment) {
   constexpr int64_t most = INT32_MAX;
-  STD_TORCH_CHECK(s.pixels() <= most && s.directions * 3 * s.channels <= most && s.pixels() / s.width <= most,
-                  "gspn: on CUDA a map has at most 2^31 - 1 pixels and 715,827,882 / K channels");
+  STD_TORCH_CHECK(s.pixels() <= most && s.directions * 3 * s.channels * 4 <= most,
+                  "gspn: on CUDA a map has at most 2^31 - 1 pixels and 178,956,970 / K channels");
   DeviceLimits device{};
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index()));
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
@@ -117,10 +120,10 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
     using T = decltype(element);
     const auto in = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
     const auto out = [](const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); };
-    const BackwardPointers<T> tensors{in(grad_h), in(x),     in(lam),       in(logits),       in(h),
-                                      out(dx),    out(dlam), out(dlogits),  floats(dx_parts), floats(dlogits_parts),
-                                      plan.group_lanes};
-    launch_backward<T>(shape, plan, tensors, stream);
+    const BackwardPointers<T> tensors{in(grad_h), in(x),     in(lam),      in(logits), in(h),
+                                      out(dx),    out(dlam), out(dlogits), {},         floats(dlogits_parts),
+                                      1,          1};
+    launch_backward<T>(shape, plan, tensors, floats(dx_parts), stream);
   });
   return {dx, dlam, dlogits};
 }

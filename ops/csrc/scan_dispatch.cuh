@@ -9,16 +9,18 @@
 
 namespace gspn {
 
-inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan) {
+inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan, int element_bytes) {
   ScanParameters p{};
   p.batch = s.batch;
-  p.elements = s.batch * s.pixels() * s.channels;
   p.pixels = static_cast<int>(s.pixels());
   p.directions = static_cast<int>(s.directions);
   p.channels = static_cast<int>(s.channels);
   p.groups = static_cast<int>(s.groups);
   const int64_t lines = Extent(s).lines;
   p.period = static_cast<int>(s.segment > 0 ? std::min(s.segment, lines) : lines);
+  p.x_stride = static_cast<int>(s.channels * element_bytes);
+  p.lam_stride = static_cast<int>(s.directions * s.channels * element_bytes);
+  p.logits_stride = static_cast<int>(s.directions * 3 * s.groups * element_bytes);
   p.normalization = s.normalization;
   p.run = plan.run;
   p.tiled = plan.tiled;
@@ -51,14 +53,14 @@ void forward_scan_of(const ScanShape& s, const ScanPlan& plan, const ForwardPoin
     constexpr int V = decltype(vector)::value, depth = prefetch_depth(false, Grouped);
     const auto kernel = plan.single() ? scan_forward_kernel<T, V, Grouped, true, depth>
                                       : scan_forward_kernel<T, V, Grouped, false, depth>;
-    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan), tensors);
+    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   });
 }
 
 template <typename T, bool Grouped, typename Launch>
 void backward_scan_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
   const auto start = [&](auto kernel) {
-    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan), tensors);
+    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   };
   if (plan.single())
     with_vector<T, widest_backward(Grouped, true)>(plan.vector, [&](auto vector) {
@@ -89,17 +91,17 @@ void forward_scan(const ScanShape& s, const ScanPlan& plan, const ForwardPointer
 inline bool needs_dx_parts(const ScanShape& s, const ScanPlan& plan) { return s.directions > 1 && !plan.tiled; }
 
 template <typename T, typename Launch>
-void backward_scan(const ScanShape& s, const ScanPlan& plan, BackwardPointers<T> tensors, Launch& launch) {
+void backward_scan(const ScanShape& s, const ScanPlan& plan, BackwardPointers<T> tensors, float* dx_parts,
+                   Launch& launch) {
+  const int64_t pixels = s.batch * s.pixels(), elements = pixels * s.channels;
+  for (int64_t k = 0; dx_parts && k < s.directions; k++) tensors.dx_parts[k] = dx_parts + k * elements;
   tensors.group_lanes = plan.group_lanes;
+  tensors.parts = plan.parts;
   if (grouped(s))
     backward_scan_of<T, true>(s, plan, tensors, launch);
   else
     backward_scan_of<T, false>(s, plan, tensors, launch);
-  const int64_t pixels = s.batch * s.pixels();
-  if (tensors.dx_parts) {
-    const int64_t elements = pixels * s.channels;
-    sum_parts<T>(tensors.dx_parts, elements, static_cast<int>(s.directions), 1, elements, tensors.dx, launch);
-  }
+  if (dx_parts) sum_parts<T>(dx_parts, elements, static_cast<int>(s.directions), 1, elements, tensors.dx, launch);
   if (tensors.dlogits_parts)
     sum_parts<T>(tensors.dlogits_parts, pixels * s.directions * 3 * s.groups, plan.parts, plan.parts, 1,
                  tensors.dlogits, launch);

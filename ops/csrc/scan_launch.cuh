@@ -26,7 +26,7 @@ template <typename T>
 void launch_forward(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, cudaStream_t stream);
 
 template <typename T>
-void launch_backward(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors,
+void launch_backward(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, float* dx_parts,
                      cudaStream_t stream);
 
 #define GSPN_DEFINE_LAUNCHES(T)                                                                                    \
@@ -38,9 +38,9 @@ void launch_backward(const ScanShape& s, const ScanPlan& plan, const BackwardPoi
   }                                                                                                                \
   template <>                                                                                                      \
   void launch_backward<T>(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors,            \
-                          cudaStream_t stream) {                                                                   \
+                          float* dx_parts, cudaStream_t stream) {                                                  \
     StreamLaunch launch{stream};                                                                                   \
-    backward_scan<T>(s, plan, tensors, launch);                                                                    \
+    backward_scan<T>(s, plan, tensors, dx_parts, launch);                                                          \
   }
 
 }  // namespace gspn

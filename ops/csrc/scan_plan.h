@@ -50,10 +50,11 @@ struct Extent {
 inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 
 // Registers that a kernel may use: the least for which the compiler spills nothing (tests/ops/test_cuda_build.py).
-constexpr int register_limit(bool backward, int access_bytes, int vector, bool single) {
+constexpr int register_limit(bool backward, bool shares_groups, int access_bytes, int vector, bool single) {
   if (vector == 1) return backward ? 80 : 64;
   if (backward) return access_bytes < 16 && single ? 96 : 128;
-  return access_bytes < 16 ? 64 : vector < 8 || single ? 80 : 128;
+  if (access_bytes < 16) return single || !shares_groups ? 64 : 80;
+  return !single && vector == 8 ? 128 : shares_groups ? 80 : 96;
 }
 
 // Items whose inputs a thread has in flight while it computes one.
@@ -79,7 +80,7 @@ inline void complete_plan(const ScanShape& s, bool backward, ScanPlan& plan) {
   plan.blocks = plan.tiled ? tiles : tiles * s.directions;
   const int edges = backward || !plan.single() ? 4 : 2;
   const int64_t slots = edges + (plan.single() ? 0 : plan.run);
-  int64_t floats = slots * plan.vector * plan.threads();
+  int64_t floats = slots * plan.vector * plan.lanes * (plan.rows + 2);
   plan.tile_offset = static_cast<int>(floats);
   if (plan.tiled && s.directions > 1) floats += s.pixels() * plan.vector * plan.lanes;
   plan.shared_bytes = static_cast<int>(std::min<int64_t>(floats * sizeof(float), INT32_MAX));
@@ -107,7 +108,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   constexpr int schedulers = 4, registers = 16384;  // of a multiprocessor; of one scheduler
   const Extent extent(s);
   const int warps = (plan.threads() + 31) / 32;
-  const int limit = register_limit(backward, element_bytes * plan.vector, plan.vector, plan.single());
+  const int limit = register_limit(backward, grouped(s), element_bytes * plan.vector, plan.vector, plan.single());
   const int warps_by_registers = schedulers * (registers / (32 * limit));
   const int by_shared = device.shared_per_block / (plan.shared_bytes + 1024);
   const int per_processor = std::min({warps_by_registers / warps, by_shared, 32});
@@ -117,7 +118,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   block_bytes *= plan.lanes * plan.vector * extent.length;
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
-  const double per_channel = grouped(s) ? (backward ? 24 : 12) : (backward ? 85 : 48);
+  const double per_channel = grouped(s) ? (backward ? 54 : 12) : (backward ? 110 : 45);
   const double instructions = 60 + (grouped(s) ? 45 : 0) + per_channel * plan.vector;
   const double waiting = latency / prefetch_depth(backward, grouped(s));
   const double item = std::max(waiting, 2 * instructions / cycles_per_microsecond);

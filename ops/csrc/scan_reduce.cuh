@@ -18,11 +18,11 @@ __global__ void __launch_bounds__(256) sum_parts_kernel(const float* parts, int6
     Packed<float, V> part;
     load_once<float, V>(part, parts + i * inner + j * outer);
 #pragma unroll
-    for (int v = 0; v < V; v++) sum[v] += part.elements[v];
+    for (int v = 0; v < V; v++) sum[v] += part.get(v);
   }
   Packed<T, V> rounded;
 #pragma unroll
-  for (int v = 0; v < V; v++) round_to(rounded.elements[v], sum[v]);
+  for (int v = 0; v < V; v++) rounded.set(v, sum[v]);
   store_packed<T, V>(out + i, rounded);
 }
 

@@ -18,12 +18,12 @@ struct Walk {
 struct ScanParameters {
   int64_t batch;
   int pixels, directions, channels, groups;
-  int period;  // lines from restart to restart; at least every direction's lines when there are no restarts
+  int x_stride, lam_stride, logits_stride;  // bytes from pixel to pixel
+  int period;       // lines from restart to restart; at least every direction's lines when there are no restarts
   int normalization;
-  int run;     // positions of a line in one thread
-  bool tiled;  // backward: a block does all directions and sums dx in shared memory
-  int tile_offset;   // floats of shared memory before that sum
-  int64_t elements;  // of x
+  int run;          // positions of a line in one thread
+  bool tiled;       // backward: a block does all directions and sums dx in shared memory
+  int tile_offset;  // floats of shared memory before that sum
   Walk walks[4];
 };
 
@@ -53,28 +53,34 @@ struct Task {
 template <bool Single, int Step>
 struct Cursor {
   int line, place, pixel;
-  int phase;  // lines since the restart
+  int phase;  // lines since the restart: more than one segment is met by a tiled pass alone
 
-  __device__ __forceinline__ Cursor(const ScanParameters& p, const Walk& walk, int first_line, int position, int start)
+  __device__ __forceinline__ Cursor(const Walk& walk, int first_line, int position, int start, int period)
       : line(start),
         place(0),
         pixel(walk.start + (first_line + start) * walk.line_stride + position * walk.position_stride),
-        phase(start % p.period) {}
+        phase(start % period) {}
 
-  __device__ __forceinline__ void advance(const ScanParameters& p, const Walk& walk) {
-    if (Single || ++place == p.run) {
+  __device__ __forceinline__ void advance(const Walk& walk, int run, int period) {
+    if (Single || ++place == run) {
       place = 0;
       line += Step;
-      pixel += Step * walk.line_stride - (Single ? 0 : (p.run - 1) * walk.position_stride);
       if (Step > 0)
-        phase = phase + 1 == p.period ? 0 : phase + 1;
+        phase = phase + 1 == period ? 0 : phase + 1;
       else
-        phase = (phase == 0 ? p.period : phase) - 1;
+        phase = (phase == 0 ? period : phase) - 1;
+      pixel += Step * walk.line_stride - (Single ? 0 : (run - 1) * walk.position_stride);
     } else {
       pixel += walk.position_stride;
     }
   }
 };
+
+// `bytes` after `base`: what a pixel's number times a stride gives, in one instruction.
+template <typename T>
+__device__ __forceinline__ T* offset(T* base, int64_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + bytes);
+}
 
 // Where a thread keeps float values for itself and its neighbours in shared memory: numbered slots of V floats, in
 // parts of 4 (of 1 when V = 1), laid out so that a warp's accesses to a part are contiguous.
@@ -87,13 +93,25 @@ struct Slots {
   int part_stride;  // floats from part to part
   int row_stride;   // floats to the same lane in the next row
 
+  // Before the first row and after the last there is one more, which stays 0.
   __device__ __forceinline__ Slots() {
-    part_stride = blockDim.x * blockDim.y * kWidth;
     row_stride = blockDim.x * kWidth;
-    mine = shared_memory() + (threadIdx.y * blockDim.x + threadIdx.x) * kWidth;
+    part_stride = row_stride * (blockDim.y + 2);
+    mine = shared_memory() + threadIdx.x * kWidth + (threadIdx.y + 1) * row_stride;
   }
 
   __device__ __forceinline__ float* at(int slot, int part) const { return mine + (slot * kParts + part) * part_stride; }
+
+  __device__ __forceinline__ void clear_all(int slots) const {
+    Part zero = {};
+    for (int i = 0; i < slots * kParts; i++) {
+      float* own = mine + i * part_stride;
+      write_shared<kWidth>(own, zero);
+      if (threadIdx.y == 0) write_shared<kWidth>(own - row_stride, zero);
+      if (threadIdx.y + 1 == blockDim.y) write_shared<kWidth>(own + row_stride, zero);
+    }
+    __syncthreads();
+  }
 
   // `rows` is 0 for the thread's own slot, -1 or +1 for its neighbour's.
   __device__ __forceinline__ void read(int slot, int part, int rows, Part& values) const {
@@ -111,27 +129,29 @@ __device__ __forceinline__ void clear(float (&values)[N]) {
   for (int i = 0; i < N; i++) values[i] = 0.f;
 }
 
-// The logits of one position: V of each neighbour, or one of each when the V channels share a group.
+// The logits of one position: V of each neighbour, or one of each when the V channels share a group. A neighbour that
+// does not exist, before the first position of a line or after its last, gets `missing`.
 template <typename T, int V, bool Grouped>
 struct Logits {
   static constexpr int kCount = Grouped ? 1 : V;
   Packed<T, kCount> raw[3];
 
-  __device__ __forceinline__ void load(const T* from, int groups) {
+  __device__ __forceinline__ void load(const T* from, int groups, int n, int length, float missing) {
 #pragma unroll
     for (int d = 0; d < 3; d++) {
-      if constexpr (Grouped)
+      if (d == 0 ? n == 0 : d == 2 && n + 1 == length) {
+        raw[d].fill(missing);
+      } else if constexpr (Grouped) {
         load_shared_input<T, kCount>(raw[d], from + static_cast<int64_t>(d) * groups);
-      else
+      } else {
         load_once<T, kCount>(raw[d], from + static_cast<int64_t>(d) * groups);
+      }
     }
   }
 
-  // Position n of a line of `length` positions has no neighbour before the first or after the last.
-  __device__ __forceinline__ void get(int i, int n, int length, float missing, float (&l)[3]) const {
-    l[0] = n > 0 ? to_float(raw[0].elements[i]) : missing;
-    l[1] = to_float(raw[1].elements[i]);
-    l[2] = n + 1 < length ? to_float(raw[2].elements[i]) : missing;
+  __device__ __forceinline__ void get(int i, float (&l)[3]) const {
+#pragma unroll
+    for (int d = 0; d < 3; d++) l[d] = raw[d].get(i);
   }
 };
 

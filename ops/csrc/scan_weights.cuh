@@ -6,76 +6,91 @@
 
 namespace gspn {
 
-// w_d of the three neighbours, and 1 - sigmoid(l_d) for the gradient. A missing neighbour comes as l_d = -infinity
-// (0 when there is no normalisation) and has weight 0.
-struct Weights {
-  float w[3], slope[3];
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
 };
 
-// sigmoid(l_d) / sum of sigmoid(l_d'), scaled by e^-m, m = min(0, max l_d'), so that the largest numerator is 1:
-// finite and exact for every finite logit. All denominators 1 + e^-|l_d| are in [1, 2]: one division serves the three.
-template <bool WithSlope>
-__device__ __forceinline__ void row_stochastic(const float (&l)[3], Weights& out) {
-  const float m = fminf(0.f, fmaxf(l[1], fmaxf(l[0], l[2])));
-  const float scale = fast_exp(m);
-  float numerator[3], denominator[3], decayed[3];
-#pragma unroll
-  for (int d = 0; d < 3; d++) {
-    const float q = fast_exp(-fabsf(l[d]) - m);
-    decayed[d] = q * scale;
-    denominator[d] = 1.f + decayed[d];
-    numerator[d] = l[d] >= 0.f ? 1.f : q;
-  }
-  const float others[3] = {denominator[1] * denominator[2], denominator[0] * denominator[2],
-                           denominator[0] * denominator[1]};
-  const float p0 = numerator[0] * others[0], p1 = numerator[1] * others[1], p2 = numerator[2] * others[2];
-  const float inverse = fast_reciprocal(p0 + p1 + p2);
-  out.w[0] = p0 * inverse;
-  out.w[1] = p1 * inverse;
-  out.w[2] = p2 * inverse;
-  if constexpr (WithSlope) {
-    const float all = fast_reciprocal(others[0] * denominator[0]);
-#pragma unroll
-    for (int d = 0; d < 3; d++) out.slope[d] = (l[d] >= 0.f ? decayed[d] : 1.f) * others[d] * all;
-  }
+// Calls `body` with the normalisation as a compile-time constant.
+template <typename Body>
+__device__ __forceinline__ void with_normalization(int normalization, Body&& body) {
+  if (normalization == kRowStochastic)
+    body(Constant<kRowStochastic>());
+  else if (normalization == kSigmoid)
+    body(Constant<kSigmoid>());
+  else
+    body(Constant<kNone>());
 }
 
-__device__ __forceinline__ void sigmoid(const float (&l)[3], Weights& out) {
-#pragma unroll
-  for (int d = 0; d < 3; d++) {
-    const float q = fast_exp(-fabsf(l[d]));
-    const float inverse = fast_reciprocal(1.f + q);
-    out.w[d] = (l[d] >= 0.f ? 1.f : q) * inverse;
-    out.slope[d] = (l[d] >= 0.f ? q : 1.f) * inverse;
-  }
-}
+// Weights w_d = p_d scale of the three neighbours, and slope_d = 1 - sigmoid(l_d) for the gradient.
+struct Mix {
+  float p[3], scale, slope[3];
+};
 
-template <bool WithSlope>
-__device__ __forceinline__ void normalize(int normalization, const float (&l)[3], Weights& out) {
-  if (normalization == kRowStochastic) {
-    row_stochastic<WithSlope>(l, out);
-  } else if (normalization == kSigmoid) {
-    sigmoid(l, out);
+// 1 for a neighbour that exists, 0 for one beyond the end of the line.
+struct Neighbours {
+  float before, after;
+  __device__ __forceinline__ Neighbours(int n, int length)
+      : before(n > 0 ? 1.f : 0.f), after(n + 1 < length ? 1.f : 0.f) {}
+};
+
+// Row-stochastic: with m = min(0, max l_d), a multiple of sigmoid(l_d) is 1 / a_d, a_d = e^m + e^(m - l_d) >= 1, and
+// p_d is the product of the other two a: one division for all three. The exponent is bounded by 2^40, so that no
+// product overflows; a weight is too large by 1e-12 then, at most. Finite for every finite logit. A neighbour that
+// does not exist comes as l_d = -infinity, and as 0 without normalisation; its h is 0, and with slopes its w is too.
+template <int Normalization, bool WithSlope>
+__device__ __forceinline__ void mix(const float (&l)[3], const Neighbours& exist, Mix& out) {
+  constexpr float log2_e = 1.4426950408889634f;
+  if constexpr (Normalization == kRowStochastic) {
+    const float top = fmaxf(fmaxf(l[0], l[2]), fmaxf(l[1], -2e38f));
+    const float m = fminf(0.f, top) * log2_e;
+    const float base = fast_exp2(m);
+    float e[3], a[3];
+#pragma unroll
+    for (int d = 0; d < 3; d++) {
+      e[d] = fast_exp2(fminf(fmaf(l[d], -log2_e, m), 40.f));
+      a[d] = base + e[d];
+    }
+    out.p[0] = a[1] * a[2];
+    out.p[1] = a[0] * a[2];
+    out.p[2] = a[0] * a[1];
+    out.scale = fast_reciprocal(fmaf(exist.after, out.p[2], fmaf(exist.before, out.p[0], out.p[1])));
+    if constexpr (WithSlope) {
+      const float all = fast_reciprocal(out.p[0] * a[0]);
+#pragma unroll
+      for (int d = 0; d < 3; d++) out.slope[d] = e[d] * (out.p[d] * all);
+      out.p[0] *= exist.before;
+      out.p[2] *= exist.after;
+    }
   } else {
+    out.scale = 1.f;
 #pragma unroll
-    for (int d = 0; d < 3; d++) out.w[d] = l[d], out.slope[d] = 1.f;
+    for (int d = 0; d < 3; d++) {
+      if constexpr (Normalization == kSigmoid) {
+        const float e = fast_exp2(fminf(l[d] * -log2_e, 125.f));
+        out.p[d] = fast_reciprocal(1.f + e);
+        out.slope[d] = e * out.p[d];
+      } else {
+        out.p[d] = l[d];
+        out.slope[d] = 1.f;
+      }
+    }
   }
 }
 
 // dl_d = w_d (dw_d - sum w dw) (1 - sigmoid(l_d)), and its simpler kin. Linear in dw. As the weights sum to 1, what is
 // in brackets is a sum of w_d' (dw_d - dw_d'), which does not cancel when one weight is close to 1.
-__device__ __forceinline__ void chain_rule(int normalization, const Weights& weights, float (&dw)[3]) {
-  if (normalization == kNone) return;
-  const float(&w)[3] = weights.w;
-  float centred[3] = {dw[0], dw[1], dw[2]};
-  if (normalization == kRowStochastic) {
+template <int Normalization>
+__device__ __forceinline__ void chain_rule(const float (&w)[3], const float (&slope)[3], float (&dw)[3]) {
+  if constexpr (Normalization == kRowStochastic) {
     const float d01 = dw[0] - dw[1], d02 = dw[0] - dw[2], d12 = dw[1] - dw[2];
-    centred[0] = w[1] * d01 + w[2] * d02;
-    centred[1] = w[2] * d12 - w[0] * d01;
-    centred[2] = -(w[0] * d02 + w[1] * d12);
-  }
+    dw[0] = w[0] * slope[0] * (w[1] * d01 + w[2] * d02);
+    dw[1] = w[1] * slope[1] * (w[2] * d12 - w[0] * d01);
+    dw[2] = -w[2] * slope[2] * (w[0] * d02 + w[1] * d12);
+  } else if constexpr (Normalization == kSigmoid) {
 #pragma unroll
-  for (int d = 0; d < 3; d++) dw[d] = w[d] * centred[d] * weights.slope[d];
+    for (int d = 0; d < 3; d++) dw[d] *= w[d] * slope[d];
+  }
 }
 
 // What stands for the logit of a neighbour that does not exist.

@@ -50,7 +50,7 @@ def test_registers_are_as_the_plan_believes(kernels):
         elif kernel.pass_ == "scan_backward":
             limit = 96 if kernel.single and not wide else 128
         elif not wide:
-            limit = 64
+            limit = 64 if kernel.single or not kernel.grouped else 80
         else:
-            limit = 80 if kernel.single or kernel.vector == 4 else 128
+            limit = 128 if kernel.vector == 8 and not kernel.single else 80 if kernel.grouped else 96
         assert kernel.registers <= limit, kernel

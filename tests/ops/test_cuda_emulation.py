@@ -142,11 +142,13 @@ INDICES = (
         "slots.read(edge(line - 1, false), part, 0,",
         "^h ",
     ),
-    Mutation("scan_backward.cuh", "tensors.h + h_at + neighbour", "tensors.h + h_at", "^dlogits "),
+    Mutation("scan_backward.cuh", "past + walk.position_stride", "past", "^dlogits "),
 )
 BOUNDS = (
     Mutation("scan_forward.cuh", "item.line < own_lines && n <", "n <", "every tensor|second write"),
-    Mutation("scan_backward.cuh", "item.line < own_lines && task", "task", "every tensor|second write"),
+    Mutation(
+        "scan_backward.cuh", "item.line < own_lines && position", "position", "every tensor|second write"
+    ),
 )
 
 

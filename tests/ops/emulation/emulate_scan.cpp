@@ -56,11 +56,12 @@ void backward(const ScanShape& s, const ScanPlan& plan, void* const* tensors) {
     return aligned;
   };
   T* const* all = reinterpret_cast<T* const*>(tensors);
-  const BackwardPointers<T> pointers{all[0], all[1], all[2], all[3], all[4], all[5], all[6], all[7],
-                                     scratch("dx_parts", dx_parts), scratch("dlogits_parts", dlogits_parts),
-                                     plan.group_lanes};
+  float* const dx = scratch("dx_parts", dx_parts);
+  const BackwardPointers<T> pointers{all[0], all[1], all[2], all[3], all[4],
+                                     all[5], all[6], all[7], {},     scratch("dlogits_parts", dlogits_parts),
+                                     1,      1};
   EmulatedLaunch launch;
-  backward_scan<T>(s, plan, pointers, launch);
+  backward_scan<T>(s, plan, pointers, dx, launch);
 }
 
 template <typename T>

@@ -28,6 +28,8 @@ extern Dimensions threadIdx, blockIdx, blockDim;
 
 namespace gspn {
 
+constexpr bool kHasRegisters = true;
+using std::fmaf;
 using std::min;
 
 void barrier();
@@ -89,9 +91,18 @@ inline void round_to(float16& out, float value) {
   }
 }
 
+// Registers hold NaN until they are loaded.
 template <typename T, int V>
 struct Packed {
-  T elements[V] = {};
+  T elements[V];
+  Packed() {
+    fill(NAN);
+  }
+  float get(int i) const { return to_float(elements[i]); }
+  void set(int i, float value) { round_to(elements[i], value); }
+  void fill(float value) {
+    for (T& element : elements) round_to(element, value);
+  }
 };
 
 template <typename T, int V>
@@ -111,8 +122,8 @@ void store_packed(T* to, const Packed<T, V>& packed) {
   std::memcpy(to, packed.elements, sizeof(T) * V);
 }
 
-inline float fast_exp(float x) {
-  const float result = std::exp2(x * 1.4426950408889634f);
+inline float fast_exp2(float x) {
+  const float result = std::exp2(x);
   return result < 0x1p-126f ? 0.f : result;
 }
 
