@@ -26,16 +26,20 @@ SIZES = {"torch with CUDA": (2.9, 6.1), "the CUDA compiler": (0.2, 0.6), "torch 
 
 def main() -> int:
     """Install what is missing; exit status 1 with one line when it cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cuda", choices=("0", "1"), default="1", help="0: no CUDA compiler, CPU wheels of torch")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cuda", choices=("0", "1"), default="1", help="0: no CUDA compiler, CPU wheels of torch"
+    )
     cuda = parser.parse_args().cuda == "1"
-    if sys.version_info < (3, 11):
-        return fail(f"Python {sys.version.split()[0]} is too old: install Python 3.11 or newer")
     wanted = fingerprint(cuda)
     if STAMP.exists() and satisfied(STAMP.read_text(), wanted):
         return 0
     cpu_wheels = not cuda and reachable(CPU_WHEELS)
-    if not room_for(["torch for the CPU"] if cpu_wheels else ["torch with CUDA", *["the CUDA compiler"] * cuda]):
+    if not room_for(
+        ["torch for the CPU"] if cpu_wheels else ["torch with CUDA", *["the CUDA compiler"] * cuda]
+    ):
         return 1
     try:
         make_venv()
@@ -44,7 +48,9 @@ def main() -> int:
         if cuda:
             install_cuda_compiler()
     except subprocess.CalledProcessError as error:
-        return fail(f"{' '.join(map(str, error.cmd[:4]))} ... failed: see above; `make setup` takes up where it stopped")
+        return fail(
+            f"{' '.join(map(str, error.cmd[:4]))} ... failed: see above; `make setup` takes up where it stopped"
+        )
     STAMP.write_text(wanted)
     return 0
 
@@ -80,10 +86,15 @@ def room_for(parts: list[str]) -> bool:
     """Tell the download's size and the free disk; whether there is room."""
     download, disk = (sum(SIZES[part][i] for part in parts) for i in (0, 1))
     free = shutil.disk_usage(ROOT).free / 1e9
-    print(f"installing {' and '.join(parts)} into {VENV.relative_to(ROOT)}: up to {download:.1f} GB to download, ", end="")
+    print(
+        f"installing {' and '.join(parts)} into {VENV.relative_to(ROOT)}: up to {download:.1f} GB to download, ",
+        end="",
+    )
     print(f"{disk:.1f} GB on the disk ({free:.0f} GB free)", flush=True)
     if free < disk + 1 and not STAMP.exists() and not (VENV / "lib").exists():
-        fail(f"{free:.1f} GB free is too little: {disk + 1:.0f} GB are needed; `make setup CUDA=0` may need less")
+        fail(
+            f"{free:.1f} GB free is too little: {disk + 1:.0f} GB are needed; `make setup CUDA=0` may need less"
+        )
         return False
     return True
 
@@ -100,16 +111,27 @@ def make_venv() -> None:
 
 def pip_install(*arguments: str) -> None:
     """Run pip in the virtual environment; its byte code is compiled on first use, which saves a minute."""
-    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-compile", "--disable-pip-version-check"]
+    command = [
+        str(VENV / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--no-compile",
+        "--disable-pip-version-check",
+    ]
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    subprocess.run([*command, *quiet, *arguments], check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"})
+    subprocess.run(
+        [*command, *quiet, *arguments], check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}
+    )
 
 
 def install(cpu_wheels: bool) -> None:
     """Install the pinned packages."""
     if cpu_wheels:
         pins = (ROOT / "requirements.txt").read_text().splitlines()
-        pip_install("--index-url", CPU_WHEELS, *(pin for pin in pins if pin.startswith(("torch==", "torchvision=="))))
+        pip_install(
+            "--index-url", CPU_WHEELS, *(pin for pin in pins if pin.startswith(("torch==", "torchvision==")))
+        )
     pip_install("-r", str(ROOT / "requirements.txt"))
 
 
@@ -118,7 +140,9 @@ def install_cuda_compiler() -> None:
     query = "from importlib.metadata import version as v; print(v('cuda-toolkit'))"
     result = subprocess.run([str(VENV / "bin" / "python"), "-c", query], capture_output=True, text=True)
     if result.returncode:
-        print("this torch is built without CUDA (or for another platform): the scan is built for the CPU alone")
+        print(
+            "this torch is built without CUDA (or for another platform): the scan is built for the CPU alone"
+        )
         return
     pip_install(f"{CUDA_COMPILER}=={result.stdout.strip()}")
 

@@ -20,7 +20,9 @@ def main() -> int:
     instruction_set.restype = ctypes.c_char_p
     print(f"scan       {LIBRARY}")
     print(f"built      against torch {built['torch']} (loads in torch 2.10 and later), by {built['cxx']}")
-    print(f"cpu        yes, {instruction_set().decode()} on this processor, {torch.get_num_threads()} threads")
+    print(
+        f"cpu        yes, {instruction_set().decode()} on this processor, {torch.get_num_threads()} threads"
+    )
     if "cuda" in BACKENDS:
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         print(f"cuda       yes, for {built['architectures']}, by nvcc {built['nvcc']}")

@@ -32,7 +32,9 @@ def check_arguments(
     if isinstance(segment, bool) or not isinstance(segment, int):
         raise TypeError(f"segment is {segment!r}; expected an int")
     if segment < 0:
-        raise ValueError(f"segment is {segment}; expected 0 (global) or the lines after which a scan restarts")
+        raise ValueError(
+            f"segment is {segment}; expected 0 (global) or the lines after which a scan restarts"
+        )
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
 
@@ -65,4 +67,6 @@ def _check_shapes(x: torch.Tensor, lam: torch.Tensor, logits: torch.Tensor, coun
         )
     groups = logits.shape[5]
     if groups < 1 or channels % groups:
-        raise ValueError(f"logits has G = {groups} groups; expected a divisor of the {channels} channels of x")
+        raise ValueError(
+            f"logits has G = {groups} groups; expected a divisor of the {channels} channels of x"
+        )

@@ -76,7 +76,9 @@ def arrange_wheel(wheel: Path, home: Path) -> Path:
     runtime = next((wheel / "lib").glob("libcudart.so.*"), None)
     if runtime is None:
         raise BuildError(f"{wheel}/lib has no libcudart: reinstall the CUDA compiler with `make setup`")
-    links = {home / name: wheel / name for name in ("bin", "include", "nvvm", "cccl") if (wheel / name).exists()}
+    links = {
+        home / name: wheel / name for name in ("bin", "include", "nvvm", "cccl") if (wheel / name).exists()
+    }
     links[home / "lib64" / "libcudart.so"] = runtime
     for link, target in links.items():
         if not link.is_symlink() or link.resolve() != target.resolve():
@@ -97,7 +99,9 @@ def architecture_flags(architectures: str) -> list[str]:
     for item in re.split(r"[;, ]+", architectures.strip()):
         match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
         if not match:
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {item!r}: expected numbers such as {DEFAULT_ARCHITECTURES}")
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST has {item!r}: expected numbers such as {DEFAULT_ARCHITECTURES}"
+            )
         number = match[1] + match[2] + match[3]
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match[4]:
@@ -149,7 +153,11 @@ def compile_object(name: str, command: list[str], folder: Path) -> Path:
         partial = target.with_suffix(f".{os.getpid()}.tmp")
         result = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
         if result.returncode:
-            killed = " (out of memory? set MAX_JOBS=1)" if result.returncode < 0 or "Killed" in result.stderr else ""
+            killed = (
+                " (out of memory? set MAX_JOBS=1)"
+                if result.returncode < 0 or "Killed" in result.stderr
+                else ""
+            )
             tail = "\n".join((result.stdout + result.stderr).splitlines()[-30:])
             raise BuildError(f"the compiler failed{killed}:\n{shlex.join(command)}\n{tail}")
         target.with_suffix(".log").write_text(result.stdout + result.stderr)
@@ -169,7 +177,9 @@ def link(objects: list[Path], cuda_home: Path | None, library: Path) -> None:
     command += [f"-L{torch_library}", "-ltorch_cpu", "-ltorch"]
     if cuda_home:
         command += [f"-L{cuda_home / 'lib64'}", f"-L{cuda_home / 'lib'}", "-lcudart"]
-        command += ["-Wl,--no-as-needed", "-ltorch_cuda"] if (torch_library / "libtorch_cuda.so").exists() else []
+        command += (
+            ["-Wl,--no-as-needed", "-ltorch_cuda"] if (torch_library / "libtorch_cuda.so").exists() else []
+        )
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise BuildError(f"linking failed:\n{shlex.join(command)}\n{result.stderr}")
@@ -185,7 +195,9 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
     torch_version, torch_cuda = torch_versions()
     info = {
         "backends": ["cpu", "cuda"] if any(name.endswith(".cu.o") for name in commands) else ["cpu"],
-        "architectures": os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES if cuda_home else None,
+        "architectures": os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
+        if cuda_home
+        else None,
         "nvcc": nvcc_version(cuda_home / "bin" / "nvcc") if cuda_home else None,
         "cxx": os.environ.get("CXX", "g++"),
         "torch": torch_version,
@@ -211,10 +223,14 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
 
 def main() -> int:
     """Build from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cuda", choices=("auto", "off", "required"), default="auto")
     parser.add_argument("--out", type=Path, default=SOURCES.parent / "lib", help="folder of the library")
-    parser.add_argument("--scratch", type=Path, default=SOURCES.parent.parent / "build", help="folder of objects")
+    parser.add_argument(
+        "--scratch", type=Path, default=SOURCES.parent.parent / "build", help="folder of objects"
+    )
     arguments = parser.parse_args()
     try:
         build(arguments.out, arguments.scratch, arguments.cuda)

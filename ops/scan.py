@@ -75,12 +75,18 @@ def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _require_backend(x: torch.Tensor) -> None:
     device = x.device.type
     if not BACKENDS:
-        raise RuntimeError("the scan is not built: run `make build` (or `python ops/build.py`) in the repository")
+        raise RuntimeError(
+            "the scan is not built: run `make build` (or `python ops/build.py`) in the repository"
+        )
     if device not in (*BACKENDS, "meta"):
         command = "make build CUDA=1" if device == "cuda" else "none exists"
-        raise RuntimeError(f"the scan has no {device} kernels, only {', '.join(BACKENDS)}; to build them: {command}")
+        raise RuntimeError(
+            f"the scan has no {device} kernels, only {', '.join(BACKENDS)}; to build them: {command}"
+        )
     if device == "cuda" and x.dtype == torch.float64:
-        raise TypeError("x has dtype torch.float64, which the scan takes on the CPU alone; expected torch.float32")
+        raise TypeError(
+            "x has dtype torch.float64, which the scan takes on the CPU alone; expected torch.float32"
+        )
 
 
 def _fake_scan(x, lam, logits, directions, segment, normalization):

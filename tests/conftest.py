@@ -17,7 +17,10 @@ def device(request) -> str:
 @pytest.fixture
 def poisoned_memory():
     """Fill fresh memory with NaN, so that an element that nobody wrote shows itself."""
-    deterministic, fill = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    deterministic, fill = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield

@@ -6,9 +6,13 @@ import torch
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
-def assert_near(actual: torch.Tensor, expected: torch.Tensor, name: str = "result", tolerance: float | None = None):
+def assert_near(
+    actual: torch.Tensor, expected: torch.Tensor, name: str = "result", tolerance: float | None = None
+):
     """Compare shape and values; the message names the worst element, its index and both values."""
-    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, (
+        f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
     if actual.numel() == 0:
         return
     tolerance = TOLERANCES[actual.dtype] if tolerance is None else tolerance

@@ -27,7 +27,9 @@ SHAPES = {
 SUBSETS = [subset for size in (1, 2, 3, 4) for subset in combinations(DIRECTIONS, size)]
 
 
-def make_inputs(batch, height, width, channels, groups, directions, dtype, device="cpu", scale=2.0, shift=0.0, seed=0):
+def make_inputs(
+    batch, height, width, channels, groups, directions, dtype, device="cpu", scale=2.0, shift=0.0, seed=0
+):
     """Random x, lam, logits of a dtype, drawn in float64 so that every dtype rounds the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [

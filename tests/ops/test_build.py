@@ -11,7 +11,9 @@ import pytest
 from ops import build
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(path for path in (ROOT / "ops" / "csrc").iterdir() if path.suffix in (".cpp", ".cu", ".h", ".cuh"))
+SOURCES = sorted(
+    path for path in (ROOT / "ops" / "csrc").iterdir() if path.suffix in (".cpp", ".cu", ".h", ".cuh")
+)
 
 RUN_ONE_SET = """
 import sys, torch, ctypes
@@ -82,7 +84,7 @@ def test_missing_compilers_are_named(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     if build.torch_versions()[1] is not None:
-        with pytest.raises(build.BuildError, match="CUDA_HOME is .* which has no bin/nvcc"):
+        with pytest.raises(build.BuildError, match=r"CUDA_HOME is .* which has no bin/nvcc"):
             build.find_cuda(tmp_path)
     monkeypatch.setattr(build, "find_cuda", lambda scratch: None)
     with pytest.raises(build.BuildError, match="make setup"):

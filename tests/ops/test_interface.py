@@ -17,7 +17,11 @@ def arguments(**changes):
 BAD_ARGUMENTS = {
     "G does not divide C": ({"logits": torch.zeros(2, 3, 4, 4, 3, 4)}, ValueError, "logits has G = 4"),
     "no group": ({"logits": torch.zeros(2, 3, 4, 4, 3, 0)}, ValueError, "logits has G = 0"),
-    "lam of another map": ({"lam": torch.zeros(2, 4, 3, 4, 6)}, ValueError, r"lam has shape \(2, 4, 3, 4, 6\)"),
+    "lam of another map": (
+        {"lam": torch.zeros(2, 4, 3, 4, 6)},
+        ValueError,
+        r"lam has shape \(2, 4, 3, 4, 6\)",
+    ),
     "logits of two neighbours": ({"logits": torch.zeros(2, 3, 4, 4, 2, 6)}, ValueError, "logits has shape"),
     "x without channels": ({"x": torch.zeros(2, 3, 4)}, ValueError, r"x has shape \(2, 3, 4\); expected \(B"),
     "another dtype": ({"lam": torch.zeros(2, 3, 4, 4, 6).half()}, TypeError, "lam has dtype torch.float16"),

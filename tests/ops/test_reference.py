@@ -41,12 +41,14 @@ def scan_by_the_equations(x, lam, logits, directions, segment, normalization):
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("sizes", [(1, 3, 4, 4, 2, 0), (1, 4, 3, 2, 2, 2), (1, 1, 3, 2, 1, 0), (1, 3, 1, 1, 1, 0)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 3, 4, 4, 2, 0), (1, 4, 3, 2, 2, 2), (1, 1, 3, 2, 1, 0), (1, 3, 1, 1, 1, 0)]
+)
 def test_reference_equals_the_equations(sizes, normalization):
     *shape, segment = sizes
     inputs = [tensor.detach() for tensor in make_inputs(*shape, 4, torch.float64)]
     directions = ("up", "left", "right", "down")
-    settings = dict(directions=directions, segment=segment, normalization=normalization)
+    settings = {"directions": directions, "segment": segment, "normalization": normalization}
     assert_near(gspn_scan_reference(*inputs, **settings), scan_by_the_equations(*inputs, **settings), "h")
 
 
@@ -55,7 +57,7 @@ def test_reference_equals_the_equations(sizes, normalization):
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_gradcheck(scan, normalization, groups):
     inputs = make_inputs(1, 3, 4, 4, groups, 4, torch.float64, scale=1.0)
-    settings = dict(directions=DIRECTIONS, segment=2 if groups == 2 else 0, normalization=normalization)
+    settings = {"directions": DIRECTIONS, "segment": 2 if groups == 2 else 0, "normalization": normalization}
     assert torch.autograd.gradcheck(lambda *tensors: scan(*tensors, **settings), inputs)
 
 

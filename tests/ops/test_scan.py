@@ -39,7 +39,9 @@ def test_shapes(shape, dtype, device, poisoned_memory):
     *sizes, segment = shape
     for normalization in NORMALIZATIONS:
         # Without the division weights must be small for 130 lines to stay within float16's range.
-        scale, shift = {"row_stochastic": (2.0, 0.0), "sigmoid": (1.0, -1.5), "none": (0.2, 0.0)}[normalization]
+        scale, shift = {"row_stochastic": (2.0, 0.0), "sigmoid": (1.0, -1.5), "none": (0.2, 0.0)}[
+            normalization
+        ]
         inputs = make_inputs(*sizes, 4, dtype, device, scale, shift)
         compare(inputs, segment=segment, normalization=normalization)
 
@@ -88,7 +90,12 @@ def test_extreme_logits(dtype, device, poisoned_memory):
 def test_bit_equal_on_repeat_and_for_any_thread_count():
     threads = torch.get_num_threads()
     try:
-        for groups, dtype in ((1, torch.bfloat16), (16, torch.float32), (256, torch.float32), (256, torch.float16)):
+        for groups, dtype in (
+            (1, torch.bfloat16),
+            (16, torch.float32),
+            (256, torch.float32),
+            (256, torch.float16),
+        ):
             results = []
             for count in (1, 2, 3, 7, 1):
                 torch.set_num_threads(count)
@@ -120,13 +127,14 @@ def test_norm_bounds_of_the_stability_context_condition(direction, groups, devic
     columns = direction in ("right", "left")
     norms = lambda tensor: tensor.abs().amax(dim=1 if columns else 2).detach().cpu().double()  # noqa: E731
     bounds = norms(lam[:, :, :, 0] * x)  # (B, T, C)
-    if direction in ("left", "up"):
-        bounds = bounds.flip(1).cumsum(1).flip(1)
-    else:
-        bounds = bounds.cumsum(1)
+    bounds = bounds.flip(1).cumsum(1).flip(1) if direction in ("left", "up") else bounds.cumsum(1)
     assert (norms(h[:, :, :, 0]) <= bounds * (1 + 1e-5)).all()
 
-    last = {"right": (slice(None), slice(None), -1), "left": (slice(None), slice(None), 0), "down": (slice(None), -1)}
+    last = {
+        "right": (slice(None), slice(None), -1),
+        "left": (slice(None), slice(None), 0),
+        "down": (slice(None), -1),
+    }
     last["up"] = (slice(None), 0)
     unit_gain = torch.ones_like(lam)
     h = gspn_scan(x, unit_gain, logits, (direction,))
