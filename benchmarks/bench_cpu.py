@@ -174,11 +174,10 @@ def main() -> None:
             f"   first touch of h {row['first_touch_of_h_ms']:.1f} ms",
             flush=True,
         )
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), ""
-    )
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     record = {
-        "device": cpu or platform.processor(),
+        "device": names[0] if names else platform.processor(),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "torch": torch.__version__,
