@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,16 +141,29 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
-    for axis, column in zip(axes, ("params_m", "images_seen_m"), strict=True):
-        for row in rows:
+    ticks = {"params_m": (30, 60, 130, 250, 450, 700), "images_seen_m": (100, 200, 400, 800, 1600)}
+    for axis, (column, marks) in zip(axes, ticks.items(), strict=True):
+        named: list[tuple[float, float]] = []
+        for row in sorted(rows, key=lambda row: row.number("fid") or 0):
             x, y = row.number(column), row.number("fid")
             if x is None or y is None or row.cells["guidance"] != "none":
                 continue
             colour = "tab:red" if row.measured else "tab:blue"
             axis.plot(x, y, "*" if row.measured else "o", color=colour, mfc="none" if row.note else colour)
-            axis.annotate(row.cells["model"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+            # Rising labels of one column, each at least a line of text above the one below it.
+            below = [place for at, place in named if abs(math.log(at / x)) < 0.3]
+            place = max([y, *(1.085 * place for place in below)])
+            named.append((x, place))
+            axis.annotate(
+                row.cells["model"], (x, place), xytext=(6, -2), textcoords="offset points", fontsize=7
+            )
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.set_xticks(marks, [str(mark) for mark in marks])
+        axis.set_xticks([], minor=True)
+        axis.set_xlim(right=axis.get_xlim()[1] * 2.2)
+        axis.set_yticks([5, 10, 20, 40], ["5", "10", "20", "40"])
+        axis.set_yticks([], minor=True)
         axis.set_xlabel(HEADINGS[column])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("FID, no guidance")
