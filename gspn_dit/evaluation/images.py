@@ -162,6 +162,7 @@ class NpzFile:
         """Raise `UserError` for an array whose bytes are not those that were written."""
         try:
             damaged = self.archive.testzip()
+        # NotImplementedError is zipfile's word for a compression that it does not know.
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
             damaged = "an array"
         if damaged:
