@@ -129,7 +129,8 @@ void backward_direction(const ScanShape& s, const BackwardTensors& tensors, cons
   const Strides at(s, slice, k);
   const LineWalk walk(s, s.codes[k]);
   const int normalization = Norm == kAnyNormalization ? s.normalization : Norm;
-  const bool first = k % kDirectionsPerSum == 0;
+  const int64_t halves = halves_of(s.directions);
+  const bool first = k < halves;
   const S* x = static_cast<const S*>(tensors.x) + at.x_start;
   const S* lam = static_cast<const S*>(tensors.lam) + at.lam_start;
   const S* logits = static_cast<const S*>(tensors.logits) + at.logits_start;
@@ -137,7 +138,7 @@ void backward_direction(const ScanShape& s, const BackwardTensors& tensors, cons
   const S* grad_h = static_cast<const S*>(tensors.grad_h) + at.lam_start;
   S* dlam = static_cast<S*>(tensors.dlam) + at.lam_start;
   S* dlogits = static_cast<S*>(tensors.dlogits) + at.logits_start;
-  T* dx = static_cast<T*>(tensors.dx_sums[k / kDirectionsPerSum]) + at.x_start;
+  T* dx = static_cast<T*>(tensors.dx_sums[k % halves]) + at.x_start;
   Rows<T> arriving(walk.length + 2, at.channels), leaving(walk.length + 2, at.channels);
   GroupRows<T> rows(at);
   const T* const w[3] = {rows.w_channel[0], rows.w_channel[1], rows.w_channel[2]};

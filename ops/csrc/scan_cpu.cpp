@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
   if (x.numel() > 0) {
     const Storage storage = storage_of(x);
     const bool rounds = storage == kBFloat16 || storage == kFloat16;
-    const int64_t halves = (shape.directions + kDirectionsPerSum - 1) / kDirectionsPerSum;
+    const int64_t halves = halves_of(shape.directions);
     const ScalarType type = storage == kFloat64 ? ScalarType::Double : ScalarType::Float;
     Tensor first = rounds ? torch::stable::new_empty(x, x.sizes(), type) : dx;
     Tensor second = halves > 1 ? torch::stable::new_empty(x, x.sizes(), type) : dx;

@@ -23,7 +23,7 @@ void backward(const ScanShape& s, const BackwardTensors& tensors, const Slice& s
   const auto direction = s.groups < s.channels               ? backward_direction<S, false, kAnyNormalization>
                          : s.normalization == kRowStochastic ? backward_direction<S, true, kRowStochastic>
                                                              : backward_direction<S, true, kAnyNormalization>;
-  for (int64_t k = half * kDirectionsPerSum; k < s.directions && k < (half + 1) * kDirectionsPerSum; k++)
+  for (int64_t k = half; k < s.directions; k += halves_of(s.directions))
     direction(s, tensors, slice, k);
 }
 

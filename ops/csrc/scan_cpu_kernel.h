@@ -17,9 +17,9 @@ struct ForwardTensors {
   void* h;
 };
 
-// dx is summed in two halves, (k0 + k1) + (k2 + k3), so that an image alone keeps two threads at work; the order is the
-// same for any number of threads.
-constexpr int64_t kDirectionsPerSum = 2;
+// dx is summed in two halves, (k0 + k2) + (k1 + k3), so that an image alone keeps two threads at work, each with columns
+// and rows, of which columns take longer; the order is the same for any number of threads.
+constexpr int64_t halves_of(int64_t directions) { return directions > 2 ? 2 : 1; }
 
 struct BackwardTensors {
   const void *grad_h, *x, *lam, *logits, *h;
