@@ -39,6 +39,8 @@ class ModelConfig:
     """Attention heads (mixers with attention only)."""
     scan: Literal["lines", "identity"] | None = None
     """identity leaves the scan out of the GSPN module, as a control."""
+    normalization: Literal["row_stochastic", "sigmoid", "none"] | None = None
+    """How a scan's logits become its weights; sigmoid and none leave out the division that keeps it stable."""
     groups: int | None = None
     """Propagation maps of a scan, each shared by width // groups channels."""
     bottleneck: int | None = None

@@ -64,6 +64,7 @@ class LineScan(nn.Module):
         super().__init__()
         width, rank = settings.width, settings.bottleneck
         self.width, self.groups, self.segment = width, settings.groups, segment
+        self.normalization = settings.normalization
         self.bottleneck = nn.Linear(width, rank, bias=False)
         # One projection per map, not one that is split: so each map is contiguous, as the scan needs it.
         self.to_lam = _direction_maps(rank, width)
@@ -106,7 +107,7 @@ class LineScan(nn.Module):
         if self.to_logits is None:
             return lam * x.unsqueeze(3)
         logits = self.to_logits(z).unflatten(-1, (-1, 3, self.groups))  # (B, H, W, K, 3, G)
-        return gspn_scan(x, lam, logits, directions=DIRECTIONS, segment=self.segment)
+        return gspn_scan(x, lam, logits, DIRECTIONS, self.segment, self.normalization)
 
     def _read_out(self, z: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
         """A gate (B, H, W, K, C) that carries the merge weights, spared from a pass over the maps."""

@@ -6,6 +6,7 @@ POSITIONS = ("none", "sincos", "learned")
 MIXERS = ("gspn", "attention", "conv_attention")
 SCANS = ("lines", "identity")
 MERGES = ("scalar", "channel", "linear")
+NORMALIZATIONS = ("row_stochastic", "sigmoid", "none")
 
 # With G = C // 16 the GSPN module has 3.6 C^2 weights, attention 4 C^2 of a block's 18 C^2: so a GSPN-DiT of
 # DiT's widths, depths and MLP ratio is within 2 % of the DiT of its name.
@@ -25,7 +26,16 @@ _REGISTRY = {
 }
 MODEL_NAMES = tuple(_REGISTRY)
 
-_SCAN_FIELDS = ("scan", "groups", "bottleneck", "merge", "direction_skip", "segment", "global_blocks")
+_SCAN_FIELDS = (
+    "scan",
+    "normalization",
+    "groups",
+    "bottleneck",
+    "merge",
+    "direction_skip",
+    "segment",
+    "global_blocks",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +73,9 @@ class ModelSettings:
     """Attention heads."""
     scan: str | None = None
     """"lines", or "identity": the GSPN module without its scan, h = lam * x, as a control."""
+    normalization: str | None = None
+    """How logits become the scan's weights: "row_stochastic" (default; the paper's Stability-Context Condition),
+    "sigmoid" (not divided by their sum: the paper's break condition) or "none" (the logits are the weights)."""
     groups: int | None = None
     """Affinity maps of a scan, a divisor of the width: the width itself (default of GSPN), width // 16
     (default of GSPN-DiT), or 1 (one map for all channels)."""
@@ -146,6 +159,7 @@ def _with_defaults(settings: ModelSettings) -> ModelSettings:
         narrow = max(settings.width // 16, 1)
         scan_defaults = {
             "scan": "lines",
+            "normalization": "row_stochastic",
             "groups": settings.width if is_gspn else narrow,
             "bottleneck": max(narrow, 16),
             "merge": "scalar",
@@ -164,7 +178,13 @@ def _fill(settings: ModelSettings, defaults: dict) -> ModelSettings:
 _POSITIVE = ("input_size", "in_channels", "num_classes", "width", "depth", "heads", "groups", "bottleneck")
 _NOT_NEGATIVE = ("segment", "global_blocks")
 _BOOLEAN = ("learn_sigma", "direction_skip", "checkpoint_activations")
-_CHOICES = {"position": POSITIONS, "mixer": MIXERS, "scan": SCANS, "merge": MERGES}
+_CHOICES = {
+    "position": POSITIONS,
+    "mixer": MIXERS,
+    "scan": SCANS,
+    "normalization": NORMALIZATIONS,
+    "merge": MERGES,
+}
 
 
 def _check_types(settings: ModelSettings) -> None:

@@ -43,6 +43,17 @@ def test_line_scan_follows_its_formula(merge, groups, skip):
     torch.testing.assert_close(scan(x), expected)
 
 
+@pytest.mark.parametrize("normalization", ["row_stochastic", "sigmoid", "none"])
+def test_line_scan_normalizes_as_it_is_told(normalization):
+    scan = line_scan(normalization=normalization)
+    x = tokens(2, 5, 6, 16)
+    z = x @ scan.bottleneck.weight.T
+    lam, u = ((z @ p.weight.T).reshape(2, 5, 6, 4, 16) for p in (scan.to_lam, scan.to_u))
+    logits = (z @ scan.to_logits.weight.T).reshape(2, 5, 6, 4, 3, 1)
+    maps = u * gspn_scan_reference(x, lam, logits, normalization=normalization)
+    torch.testing.assert_close(scan(x), sum(scan.merge_weight[k] * maps[:, :, :, k] for k in range(4)))
+
+
 def influence(mixer, size=8):
     """Which tokens (H, W) of the output move when the token at (0, 0) of the input does."""
     x = tokens(1, size, size, 16).requires_grad_()

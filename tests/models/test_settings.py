@@ -84,6 +84,13 @@ def test_local_and_global_blocks():
     assert segments("DiT-S/2") == []
 
 
+def test_scans_are_row_stochastic_unless_asked():
+    with torch.device("meta"):
+        assert create_model("GSPN-DiT-B/2").config["normalization"] == "row_stochastic"
+        assert create_model("GSPN-S/4", normalization="sigmoid").config["normalization"] == "sigmoid"
+        assert create_model("DiT-S/4").config["normalization"] is None
+
+
 def test_groups_follow_the_family():
     with torch.device("meta"):
         assert create_model("GSPN-B/2").config["groups"] == 900
@@ -110,6 +117,12 @@ def test_groups_follow_the_family():
         ("GSPN-DiT-S/2", {"segment": -1}, "segment is -1; expected an integer of 0 or more"),
         ("GSPN-DiT-S/2", {"merge": "mean"}, "merge is 'mean'; expected one of scalar, channel, linear"),
         ("GSPN-DiT-S/2", {"scan": "rows"}, "scan is 'rows'; expected one of lines, identity"),
+        (
+            "GSPN-DiT-S/2",
+            {"normalization": "softmax"},
+            "normalization is 'softmax'; expected one of row_stochastic, sigmoid, none",
+        ),
+        ("DiT-S/2", {"normalization": "sigmoid"}, "normalization is 'sigmoid'; expected none"),
         ("GSPN-DiT-S/2", {"mixer": "mamba"}, "mixer is 'mamba'; expected one of gspn, attention"),
         ("GSPN-DiT-S/2", {"global_blocks": 13}, "global_blocks is 13; expected at most 12"),
         ("GSPN-S/2", {"depth": 3}, "depth is 3; expected an even number"),
