@@ -1,0 +1,113 @@
+"""One training run in one process: train as train.py does, score, probe, and write one JSON."""
+
+import datetime
+import json
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.plan import Run
+from experiments.probe import probe_model
+from gspn_dit.autoencoder import create_autoencoder
+from gspn_dit.checkpoint import load_model
+from gspn_dit.config import parse_config
+from gspn_dit.errors import UserError
+from gspn_dit.evaluation.demo import distances, draw
+from gspn_dit.evaluation.digits import load_classifier, to_digits
+from gspn_dit.files import replacing
+from gspn_dit.metrics import read_metrics
+from gspn_dit.training import STOPPED, train
+
+NOT_FINITE = re.compile(r"step \d+: (loss|grad_norm) is (nan|-?inf)")
+
+
+def run_one(run: Run, results: Path, work: Path) -> dict[str, Any] | None:
+    """Train, score and probe `run`; write and return its result. None when SIGTERM stopped the training.
+
+    `work` holds the run folders, in which a stopped training continues. A training that ends in a loss that is
+    not finite is a result too: `diverged`, without scores.
+    """
+    start = time.monotonic()
+    run_dir = work / f"{run.name}-{run.key}"
+    config = parse_config({"run_dir": str(run_dir), **run.settings["config"]})
+    result = {
+        "name": run.name,
+        "variant": run.variant,
+        "seed": run.seed,
+        "key": run.key,
+        "settings": run.settings,
+        "images": config.train.steps * config.train.batch_size,
+        "diverged": None,
+    }
+    try:
+        if train(config) == STOPPED:
+            return None
+        result |= measure(run, config, run_dir)
+    except UserError as error:
+        if not NOT_FINITE.match(str(error)):
+            raise
+        result["diverged"] = str(error).partition(";")[0]
+    result["loss_curve"] = curve = [[row["images"], row["loss"]] for row in read_metrics(run_dir / "metrics.jsonl")]
+    if result["diverged"] is None and curve and curve[-1][1] > curve[0][1]:
+        result["diverged"] = f"the loss rose from {curve[0][1]:.4g} to {curve[-1][1]:.4g}"
+    result |= {"seconds": round(time.monotonic() - start, 1), **environment()}
+    write_json(run.result_path(results), result)
+    return result
+
+
+def measure(run: Run, config: Any, run_dir: Path) -> dict[str, Any]:
+    """Scores of unguided samples from the averaged weights, and the probe of positions."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, _, _ = load_model(run_dir, device=device)
+    decoder = create_autoencoder(None, device)
+    images, labels = draw(model, config, decoder, run.settings["samples"], 1.0, device)
+    classifier = load_classifier()
+    digits = to_digits(images)
+    _, assigned = classifier.describe(digits)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **distances(classifier, digits),
+        "accuracy": float((assigned == labels).mean()),
+        "probe": probe_model(model, config.diffusion.objective, run.settings["probe_images"]),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Device, versions and date of a measurement."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    return {
+        "device": device,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a result whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
+
+
+def main() -> int:
+    """Arguments: the run as JSON, the folder of results, the folder of run folders."""
+    fields, results, work = sys.argv[1:]
+    return STOPPED if run_one(Run(**json.loads(fields)), Path(results), Path(work)) is None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
