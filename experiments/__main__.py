@@ -1,0 +1,69 @@
+"""The paper's claims, tested: python -m experiments [--scale cpu|gpu|mini] [--only NAME ...] [--report-only]"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import kernel, propagation, report, throughput, untrained
+from experiments.plan import EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
+from experiments.pool import is_done, run_all, worker_count
+from gspn_dit import errors
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ("kernel", *EXPERIMENTS)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = errors.ArgumentParser(
+        prog="python -m experiments",
+        description="Run the experiments whose results are missing, then write docs/experiments.md from them.",
+        epilog="example: python -m experiments --only kernel positions",
+    )
+    parser.add_argument("--scale", choices=SCALES, default="cpu", help="size of the runs (default cpu)")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument(
+        "--out", type=Path, default=ROOT, help="folder of results/, runs/ and docs/ (default: this repository)"
+    )
+    parser.add_argument("--workers", type=int, help="trainings at a time, 0 for in this process (default: cores)")
+    parser.add_argument("--report-only", action="store_true", help="write the report from the results at hand")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the plan, run what is missing, write the report; the exit status."""
+    arguments = parse_arguments(argv)
+    scale = SCALES[arguments.scale]
+    results = arguments.out / "results" / "experiments" / scale.name
+    failed = []
+    if not arguments.report_only:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        workers = worker_count() if arguments.workers is None else arguments.workers
+        work = arguments.out / "runs" / "experiments" / scale.name
+        failed = run_experiments(scale, tuple(arguments.only), results, work, workers)
+    print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
+    return 1 if failed else 0
+
+
+def run_experiments(
+    scale: Scale, names: tuple[str, ...], results: Path, work: Path, workers: int
+) -> list[str]:
+    """Everything that is missing: what measures time runs alone, before the trainings; the failed runs."""
+    trainings = training_runs(scale, names)
+    rates = rate_runs(scale) if "attention" in names else []
+    done = sum(is_done(run, results) for run in (*trainings, *rates))
+    print(describe(scale, trainings, rates, done, max(1, workers)), flush=True)
+    if "kernel" in names:
+        kernel.run(scale.name, results / "kernel.json")
+    if "stability" in names:
+        propagation.run(scale.name, results / "propagation.json")
+    if "positions" in names:
+        untrained.run(scale.name, results / "untrained.json")
+    if set(names) & {"local", "merge", "attention"}:
+        throughput.run(scale, results / "throughput.json")
+    return run_all([*rates, *trainings], results, work, workers)
+
+
+if __name__ == "__main__":
+    errors.run(main)
