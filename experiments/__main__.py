@@ -22,12 +22,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python -m experiments --only kernel positions",
     )
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="size of the runs (default cpu)")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument(
-        "--out", type=Path, default=ROOT, help="folder of results/, runs/ and docs/ (default: this repository)"
+        "--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES)
     )
-    parser.add_argument("--workers", type=int, help="trainings at a time, 0 for in this process (default: cores)")
-    parser.add_argument("--report-only", action="store_true", help="write the report from the results at hand")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT,
+        help="folder of results/, runs/ and docs/ (default: this repository)",
+    )
+    parser.add_argument(
+        "--workers", type=int, help="trainings at a time, 0 for in this process (default: cores)"
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="write the report from the results at hand"
+    )
     return parser.parse_args(argv)
 
 

@@ -4,6 +4,8 @@ On a CPU in float32 with all cores, on a GPU in bfloat16. A token is 16 pixels w
 times smaller than the image. Batch 1.
 """
 
+import functools
+import itertools
 import math
 import statistics
 import time
@@ -24,6 +26,7 @@ from ops import gspn_scan
 
 PIXELS_PER_TOKEN = 16
 MODES = ("forward", "both")
+MIXERS = {"gspn": "GSPN-DiT-S/2", "attention": "DiT-S/2"}
 SETTINGS = {
     "cpu": {
         "width": 384,
@@ -79,17 +82,17 @@ def measure_mixers(settings: dict[str, Any]) -> list[dict[str, Any]]:
     for pixels in tqdm(settings["pixels"], desc="mixers", unit="size"):
         side = pixels // PIXELS_PER_TOKEN
         timers = {}
-        for part, name in (("gspn", "GSPN-DiT-S/2"), ("attention", "DiT-S/2")):
+        for part, name in MIXERS.items():
             if part == "attention" and pixels > settings["attention_to"]:
                 continue
             step = mixer_step(name, settings["width"], side)
             timers |= {(part, mode): (lambda step=step, mode=mode: step(mode)) for mode in MODES}
         seconds = median_seconds(timers, settings["seconds"])
-        for part, name in (("gspn", "GSPN-DiT-S/2"), ("attention", "DiT-S/2")):
+        for part, name in MIXERS.items():
+            make = functools.partial(mixer_step, name, settings["width"], side)
             for mode in MODES:
                 rows.append(
-                    row_of(part, pixels, mode, seconds.get((part, mode)))
-                    | {"bytes": peak_bytes(lambda name=name: mixer_step(name, settings["width"], side), mode)}
+                    row_of(part, pixels, mode, seconds.get((part, mode))) | {"bytes": peak_bytes(make, mode)}
                 )
     return rows
 
@@ -100,7 +103,9 @@ def measure_scan(settings: dict[str, Any]) -> list[dict[str, Any]]:
     for pixels in tqdm(settings["scan_pixels"], desc="scan", unit="size"):
         side = pixels // PIXELS_PER_TOKEN
         step = scan_step(settings["scan_channels"], side)
-        seconds = median_seconds({mode: lambda mode=mode, step=step: step(mode) for mode in MODES}, settings["seconds"])
+        seconds = median_seconds(
+            {mode: lambda mode=mode, step=step: step(mode) for mode in MODES}, settings["seconds"]
+        )
         for mode in MODES:
             rows.append(
                 row_of("scan", pixels, mode, seconds[mode])
@@ -115,7 +120,11 @@ def row_of(part: str, pixels: int, mode: str, seconds: float | None) -> dict[str
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
-    return (torch.device("cuda"), torch.bfloat16) if torch.cuda.is_available() else (torch.device("cpu"), torch.float32)
+    return (
+        (torch.device("cuda"), torch.bfloat16)
+        if torch.cuda.is_available()
+        else (torch.device("cpu"), torch.float32)
+    )
 
 
 def mixer_step(name: str, width: int, side: int) -> "Step":
@@ -236,7 +245,22 @@ def crossover(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> floa
     ]
     if not pairs or pairs[-1][1] <= 0:
         return None
-    for (n1, gain1), (n2, gain2) in reversed(list(zip(pairs, pairs[1:], strict=False))):
+    for (n1, gain1), (n2, gain2) in reversed(list(itertools.pairwise(pairs))):
         if gain1 <= 0:
             return math.exp(n1 + (n2 - n1) * -gain1 / (gain2 - gain1))
     return 0.0
+
+
+def rows_of(record: dict[str, Any], part: str, mode: str) -> list[dict[str, Any]]:
+    return [row for row in record["rows"] if row["part"] == part and row["mode"] == mode]
+
+
+def crossover_of(record: dict[str, Any], mode: str) -> float | None:
+    """Tokens from which the GSPN module is faster than attention, measured or extrapolated; see `crossover`."""
+    gspn, attention = (rows_of(record, part, mode) for part in ("gspn", "attention"))
+    if sum(row["seconds"] is not None for row in attention) < 2:
+        return None
+    attention = [
+        row | {"seconds": row["seconds"] or extrapolated(attention, row["tokens"])} for row in attention
+    ]
+    return crossover(gspn, attention)

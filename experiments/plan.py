@@ -27,8 +27,7 @@ def gspn(name: str, patch: int = 4, objective: str = "flow", **model: Any) -> Va
 
 
 def dit(name: str, objective: str = "flow", **model: Any) -> Variant:
-    """Attention's MLP is a little wider, so that it has as many parameters as the base run."""
-    return Variant(name, {"name": "DiT-S/4", "mlp_ratio": 5.0, **model}, objective)
+    return Variant(name, {"name": "DiT-S/4", **model}, objective)
 
 
 VARIANTS = (
@@ -48,7 +47,7 @@ VARIANTS = (
     gspn("gspn-merge-linear", merge="linear"),
     gspn("gspn-groups-all"),
     gspn("gspn-groups-1", groups=1),
-    dit("conv-attention", mixer="conv_attention", position="none", mlp_ratio=3.75),
+    dit("conv-attention", mixer="conv_attention", position="none"),
     gspn("identity", scan="identity"),
     gspn("gspn-ddpm", objective="ddpm"),
     dit("dit-ddpm", objective="ddpm", position="sincos"),
@@ -82,6 +81,8 @@ class Scale:
     probe_images: int
     seconds_per_run: float
     """Measured or meant time of the base run on one worker, scoring and start included."""
+    mlp_ratios: dict[str, float]
+    """By the mixer: MLPs of a width at which attention has the parameters of the base run, with its 4.0."""
     factors: dict[str, float] = field(default_factory=dict)
     """Time of a variant over that of the base run, where it is another."""
     seeds: tuple[int, ...] = SEEDS
@@ -96,15 +97,16 @@ TRAIN = {"schedule": "cosine", "tensorboard": False, "sample_every": 0, "keep_la
 SCALES = {
     "cpu": Scale(
         name="cpu",
-        width=64,
+        width=48,
         depth=4,
         train=TRAIN
-        | {"steps": 800, "batch_size": 32, "learning_rate": 4e-3, "warmup_steps": 50, "ema_decay": 0.99},
+        | {"steps": 1600, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 100, "ema_decay": 0.995},
         learning_rates=(2e-3, 4e-3, 8e-3),
         samples=1000,
         sampling=SAMPLING,
         probe_images=500,
         seconds_per_run=100,
+        mlp_ratios={"attention": 5.6, "conv_attention": 4.25},
         factors={"gspn-16-lines": 2.8, "gspn-16-lines-sigmoid": 2.8},
     ),
     "gpu": Scale(
@@ -122,6 +124,7 @@ SCALES = {
         },
         probe_images=500,
         seconds_per_run=480,
+        mlp_ratios={"attention": 3.9, "conv_attention": 2.8},
     ),
     "mini": Scale(
         name="mini",
@@ -137,6 +140,7 @@ SCALES = {
         },
         probe_images=10,
         seconds_per_run=1,
+        mlp_ratios={"attention": 10.2, "conv_attention": 7.2},
         seeds=(0,),
     ),
 }
@@ -167,6 +171,8 @@ def make_run(variant: Variant, scale: Scale, seed: int, name: str | None = None)
     model = {"width": scale.width, "depth": scale.depth, "label_std": 1.0, **variant.model}
     if variant.name == "gspn-groups-all":
         model["groups"] = scale.width
+    if model["name"].startswith("DiT"):
+        model["mlp_ratio"] = scale.mlp_ratios[model.get("mixer", "attention")]
     train = {**scale.train, **variant.train, "seed": seed}
     steps = train["steps"]
     train |= {"log_every": max(1, steps // 40), "checkpoint_every": max(1, steps // 4)}

@@ -76,7 +76,14 @@ def start(run: Run, results: Path, work: Path) -> subprocess.Popen:
     work.mkdir(parents=True, exist_ok=True)
     root = Path(__file__).resolve().parents[1]
     fields = json.dumps(dataclasses.asdict(run))
-    command = [sys.executable, "-m", "experiments.train_run", fields, str(results.resolve()), str(work.resolve())]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.train_run",
+        fields,
+        str(results.resolve()),
+        str(work.resolve()),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log_path(work, run.name), "wb") as log:
         return subprocess.Popen(

@@ -39,9 +39,7 @@ def held_out(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images)[order].unsqueeze(1).float() / 127.5 - 1, torch.from_numpy(labels)[order]
 
 
-def noised(
-    objective: str, x0: torch.Tensor, noise: torch.Tensor, share: float
-) -> tuple[torch.Tensor, float]:
+def noised(objective: str, x0: torch.Tensor, noise: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
     """x_t and its t at a share of the time axis."""
     if objective == "flow":
         return torch.lerp(x0, noise, share), share

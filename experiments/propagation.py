@@ -1,7 +1,7 @@
 """The Stability-Context Condition without training: products of line matrices, h, gradients and reach.
 
-A line of `POSITIONS` positions, up to 512 lines, float64. The weights come from random logits: of any standard deviation, 0
-for an even spread, and for "row sums" row-stochastic weights times a factor, given as they are.
+Up to 512 lines, float64. The weights come from random logits of several standard deviations (0: an even
+spread), and for "row sums" row-stochastic weights times a factor, given as they are.
 """
 
 from pathlib import Path
@@ -104,7 +104,7 @@ def reach(weights: torch.Tensor, name: str) -> dict[str, float]:
 def scan_norms(weights: torch.Tensor) -> tuple[list[float], list[float]]:
     """Max-norm of h after t lines of noise, and 1-norm of the gradient that t lines take back, by the compiled scan.
 
-    x is 1 on average zero noise with lam = 1, in [-1, 1]; the gradient starts as an even one of 1-norm 1 on the last line.
+    x is uniform in [-1, 1] with lam = 1; the gradient starts as an even one of 1-norm 1 on the last line.
     """
     total, positions = weights.shape[:2]
     rng = torch.Generator().manual_seed(0)

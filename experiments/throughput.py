@@ -1,7 +1,8 @@
 """Images per second of every variant as a ratio to the base run's, timed side by side in one process.
 
-Training: forward, backward and AdamW's step of a batch; sampling: one forward of a larger batch. One thread on a CPU, as in
-the training runs. All variants take turns, each round begins at another, and a ratio is the median over rounds.
+Training: forward, backward and AdamW's step of a batch; sampling: one forward of a larger batch. One thread on
+a CPU, as in the training runs. All variants take turns, each round begins at another, and a ratio is the median
+over the rounds.
 """
 
 import statistics
@@ -48,7 +49,10 @@ def measure(scale: Scale) -> list[dict]:
     return [
         {
             "variant": name,
-            **{kind: summary(times[name][kind], times[BASE][kind], contenders[name].images[kind]) for kind in times[name]},
+            **{
+                kind: summary(times[name][kind], times[BASE][kind], contenders[name].images[kind])
+                for kind in times[name]
+            },
         }
         for name in names
     ]
@@ -77,7 +81,10 @@ class Contender:
             **model, input_size=32, in_channels=1, num_classes=10, learn_sigma=False
         ).to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
-        self.images = {"training": scale.train["batch_size"], "sampling": scale.sampling["flow"]["batch_size"]}
+        self.images = {
+            "training": scale.train["batch_size"],
+            "sampling": scale.sampling["flow"]["batch_size"],
+        }
         self.bf16 = scale.train.get("precision") == "bf16"
 
     def seconds(self, kind: str) -> float:

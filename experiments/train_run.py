@@ -52,7 +52,10 @@ def run_one(run: Run, results: Path, work: Path) -> dict[str, Any] | None:
         if not NOT_FINITE.match(str(error)):
             raise
         result["diverged"] = str(error).partition(";")[0]
-    result["loss_curve"] = curve = [[row["images"], row["loss"]] for row in read_metrics(run_dir / "metrics.jsonl")]
+    result["loss_curve"] = curve = [
+        [row["images"], row["loss"]] for row in read_metrics(run_dir / "metrics.jsonl")
+    ]
+    result["final_loss"] = sum(loss for _, loss in curve[-8:]) / len(curve[-8:]) if curve else None
     if result["diverged"] is None and curve and curve[-1][1] > curve[0][1]:
         result["diverged"] = f"the loss rose from {curve[0][1]:.4g} to {curve[-1][1]:.4g}"
     result |= {"seconds": round(time.monotonic() - start, 1), **environment()}

@@ -13,4 +13,7 @@ def run(scale: str, path: Path) -> None:
         return
     width = SCALES[scale].width
     rows = probe_untrained(SCALES[scale].probe_images, width=width)
-    write_json(path, {"settings": {"images": SCALES[scale].probe_images, "width": width}, "rows": rows, **environment()})
+    write_json(
+        path,
+        {"settings": {"images": SCALES[scale].probe_images, "width": width}, "rows": rows, **environment()},
+    )

@@ -1,0 +1,129 @@
+"""Charts of the report, from results alone."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments import kernel
+from experiments.summary import Setting
+from gspn_dit.files import replacing
+
+COLORS = {"gspn": "C0", "attention": "C1", "scan": "C2"}
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+
+
+def draw_kernel(record: dict[str, Any], path: Path) -> None:
+    """Time forward, time with backward, and memory over tokens; hollow: extrapolated; line: the crossover."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    titles = ("forward", "forward and backward", "memory, forward and backward")
+    for axes, title, (mode, key) in zip(
+        panels, titles, (("forward", "seconds"), ("both", "seconds"), ("both", "bytes")), strict=True
+    ):
+        for part, color in COLORS.items():
+            rows = [row for row in record["rows"] if row["part"] == part and row["mode"] == mode]
+            known = [row for row in rows if row[key]]
+            axes.plot([r["tokens"] for r in known], [r[key] for r in known], "o-", color=color, label=part)
+            missing = [row for row in rows if not row[key]]
+            if missing and len(known) > 1:
+                beyond = [(r["tokens"], kernel.extrapolated(known, r["tokens"])) for r in missing]
+                tokens, values = zip((known[-1]["tokens"], known[-1][key]), *beyond, strict=True)
+                axes.plot(tokens, values, "o--", color=color, mfc="white", label=f"{part}, extrapolated")
+        if key == "seconds" and (cross := kernel.crossover_of(record, mode)):
+            axes.axvline(cross, color="0.5", linewidth=1)
+            axes.text(cross, axes.get_ylim()[1], f" {cross:,.0f}", va="top", fontsize=8)
+        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=key, title=title)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_propagation(record: dict[str, Any], path: Path) -> None:
+    """Max-norm and spectral norm of the products, and reach, over lines crossed; means over seeds."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    norm, spectral, reach = figure.subplots(1, 3)
+    cases = sorted({(r["normalization"], r["logit_std"], r["row_sum"]) for r in record["rows"]})
+    lines = sorted({row["lines"] for row in record["rows"]})
+    for case in cases:
+        normalization, std, row_sum = case
+        label = f"row sums {row_sum:g}" if normalization == "none" else f"{normalization}, logits {std:g}"
+        style = {"row_stochastic": "-", "sigmoid": "--", "none": ":"}[normalization]
+        means = {
+            key: mean_over_seeds(record, case, lines, key)
+            for key in ("max_norm", "spectral_norm", "impulse_std")
+        }
+        norm.plot(lines, means["max_norm"], style, label=label)
+        spectral.plot(lines, means["spectral_norm"], style)
+        if normalization != "none":
+            reach.plot(lines, means["impulse_std"], style, label=label)
+    reach.plot(lines, [(2 * t / 3) ** 0.5 for t in lines], "k+", label="sqrt(2 t / 3)")
+    norm.set(xscale="log", yscale="log", xlabel="lines", title="max-norm of the product")
+    spectral.set(
+        xscale="log", yscale="log", xlabel="lines", title="spectral norm of the product", ylim=(0.5, 2)
+    )
+    reach.set(
+        xscale="log", yscale="log", xlabel="lines crossed", title="spread of an impulse (std, positions)"
+    )
+    norm.legend(fontsize=6)
+    reach.legend(fontsize=6)
+    save(figure, path)
+
+
+def mean_over_seeds(record: dict[str, Any], case: tuple, lines: list[int], key: str) -> list[float]:
+    """Mean of a column of one case at each number of lines."""
+    means = []
+    for count in lines:
+        values = [
+            row[key]
+            for row in record["rows"]
+            if (row["normalization"], row["logit_std"], row["row_sum"]) == case and row["lines"] == count
+        ]
+        means.append(sum(values) / len(values))
+    return means
+
+
+def draw_scores(settings: list[tuple[str, Setting]], path: Path) -> None:
+    """FID and class accuracy of each seed, a row for each setting; the bar is the mean."""
+    figure = Figure(figsize=(9, 1.2 + 0.4 * len(settings)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key, title in zip(
+        panels, ("fid", "accuracy"), ("FID (lower is better)", "class accuracy"), strict=True
+    ):
+        for place, (_, setting) in enumerate(settings):
+            values = setting.get(key)
+            if values is None:
+                continue
+            axes.plot(values.values, [place] * len(values.values), "o", color="C0", alpha=0.6)
+            axes.plot([values.mean], [place], "|", color="black", markersize=16)
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(settings)), [label for label, _ in settings])
+    panels[0].invert_yaxis()
+    save(figure, path)
+
+
+def draw_losses(settings: list[tuple[str, Setting]], path: Path) -> None:
+    """Training loss over images, mean of the seeds, flow and ddpm apart."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    panels = dict(zip(("flow", "ddpm"), figure.subplots(1, 2), strict=True))
+    for label, setting in settings:
+        curves = [result["loss_curve"] for result in setting.results if result["loss_curve"]]
+        if not curves:
+            continue
+        objective = setting.one("settings.config.diffusion.objective")
+        length = min(map(len, curves))
+        images = [point[0] for point in curves[0][:length]]
+        losses = [sum(curve[i][1] for curve in curves) / len(curves) for i in range(length)]
+        panels[objective].plot(images, losses, label=label)
+    for objective, axes in panels.items():
+        axes.set(xlabel="images", ylabel="training loss", yscale="log", title=objective)
+        axes.grid(alpha=0.3, which="both")
+        if axes.lines:
+            axes.legend(fontsize=8)
+    save(figure, path)

@@ -1,0 +1,56 @@
+"""docs/experiments.md and its charts, from the results alone: nothing is run here."""
+
+from pathlib import Path
+
+from experiments import sections
+from experiments.kernel_section import kernel_section
+from experiments.plan import EXPERIMENTS, Scale, rate_runs, training_runs
+from experiments.stability_section import stability_section
+from experiments.summary import load_json, load_settings
+from experiments.training_sections import attention_section, local_section, merge_section, positions_section
+from gspn_dit.files import replacing
+
+BUILDERS = (
+    kernel_section,
+    stability_section,
+    local_section,
+    positions_section,
+    merge_section,
+    attention_section,
+)
+MEASURED = ("kernel", "propagation", "untrained", "throughput")
+
+
+def write_report(scale: Scale, results: Path, docs: Path) -> Path:
+    """Write the report of a scale and its charts; missing results are shown as "not measured"."""
+    name = "experiments" if scale.name == "cpu" else f"experiments-{scale.name}"
+    charts = docs / name
+    charts.mkdir(parents=True, exist_ok=True)
+    trainings = {run.name: run.key for run in training_runs(scale, tuple(EXPERIMENTS))}
+    rates = {run.name: run.key for run in rate_runs(scale)}
+    data = sections.Data(
+        scale=scale,
+        settings=load_settings(results, trainings),
+        rates=[
+            found
+            for run in rates
+            if (found := load_json(results / "runs" / f"{run}.json")) and found["key"] == rates[run]
+        ],
+        **{name: load_json(results / f"{name}.json") for name in MEASURED},
+    )
+    built = [build(data, charts) for build in BUILDERS]
+    text = "\n\n".join(
+        [sections.header(data), summary(built), *(section.markdown(name) for section in built)]
+    )
+    path = docs / f"{name}.md"
+    with replacing(path) as file:
+        file.write((text + "\n").encode())
+    return path
+
+
+def summary(built: list[sections.Section]) -> str:
+    """The first answer of each experiment, in a line."""
+    lines = [
+        f"{number}. **{section.title}**: {section.answers[0]}" for number, section in enumerate(built, 1)
+    ]
+    return "\n".join(["## The answers", "", *lines])

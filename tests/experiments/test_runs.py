@@ -1,0 +1,112 @@
+"""Training runs: skipped once done, taken up again, and divergence as a result."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from experiments import pool, train_run
+from experiments.__main__ import main
+from experiments.plan import SCALES, VARIANTS, make_run, training_runs
+from gspn_dit.errors import UserError
+
+MINI = SCALES["mini"]
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+
+
+def mini_run(name="gspn", **train):
+    variant = BY_NAME[name]
+    return make_run(dataclasses.replace(variant, train=train), MINI, 0)
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    """Every experiment in miniature, from the command line to the report."""
+    out = tmp_path_factory.mktemp("miniature")
+    assert main(["--scale", "mini", "--out", str(out), "--workers", "0"]) == 0
+    return out
+
+
+def test_the_miniature_runs_everything_and_reports_it(miniature):
+    results = miniature / "results" / "experiments" / "mini"
+    runs = {path.stem for path in (results / "runs").iterdir()}
+    assert runs == {f"{variant.name}-seed0" for variant in VARIANTS}
+    for path in (results / "runs").iterdir():
+        result = json.loads(path.read_text())
+        assert result["diverged"] is None or "loss rose" in result["diverged"], path
+        assert result["fid"] > 0
+        assert 0 <= result["accuracy"] <= 1
+        assert result["parameters"] > 0
+        assert len(result["loss_curve"]) == 4
+    text = (miniature / "docs" / "experiments-mini.md").read_text()
+    pictures = [part.split(")")[0] for part in text.split("](")[1:]]
+    assert len(pictures) == 8
+    assert all((miniature / "docs" / picture).stat().st_size > 1000 for picture in pictures)
+
+
+def test_what_is_done_is_not_done_again(miniature, monkeypatch):
+    monkeypatch.setattr(pool, "run_one", lambda *_: pytest.fail("trained again"))
+    before = {path: path.stat().st_mtime_ns for path in (miniature / "results").rglob("*.json")}
+    assert main(["--scale", "mini", "--out", str(miniature), "--workers", "0"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (miniature / "results").rglob("*.json")} == before
+
+
+def test_a_result_of_other_settings_is_made_again(miniature):
+    results = miniature / "results" / "experiments" / "mini"
+    assert pool.is_done(mini_run(), results)
+    assert not pool.is_done(mini_run(clip=2.0), results)
+
+
+def test_workers_in_processes_do_a_run_and_name_one_that_fails(tmp_path):
+    good = mini_run()
+    bad = dataclasses.replace(good, name="bad", settings={**good.settings, "config": {}})
+    assert pool.run_all([good, bad], tmp_path / "results", tmp_path / "work", workers=2) == ["bad"]
+    assert pool.is_done(good, tmp_path / "results")
+    assert "missing key" in pool.log_path(tmp_path / "work", "bad").read_text()
+
+
+def test_a_stopped_run_leaves_no_result_and_continues(tmp_path, monkeypatch):
+    run = mini_run(checkpoint_every=1)
+    trained = train_run.train
+    monkeypatch.setattr(train_run, "train", lambda config: train_run.STOPPED)
+    assert train_run.run_one(run, tmp_path / "results", tmp_path / "work") is None
+    assert not run.result_path(tmp_path / "results").exists()
+    monkeypatch.setattr(train_run, "train", trained)
+    assert train_run.run_one(run, tmp_path / "results", tmp_path / "work")["fid"] > 0
+
+
+def test_a_training_that_blows_up_is_a_result(tmp_path):
+    result = train_run.run_one(
+        mini_run(learning_rate=1e30, warmup_steps=0, clip=None), tmp_path / "results", tmp_path / "work"
+    )
+    assert result["diverged"].startswith("step ")
+    assert "fid" not in result
+    assert json.loads((tmp_path / "results" / "runs" / "gspn-seed0.json").read_text()) == result
+
+
+def test_other_errors_are_not_taken_for_divergence(tmp_path, monkeypatch):
+    def fail(config):
+        raise UserError("step 3: no checkpoint written (disk full)")
+
+    monkeypatch.setattr(train_run, "train", fail)
+    with pytest.raises(UserError, match="disk full"):
+        train_run.run_one(mini_run(), tmp_path / "results", tmp_path / "work")
+
+
+def test_a_loss_above_its_start_counts_as_diverged(tmp_path, monkeypatch):
+    rows = [{"images": 8, "loss": 1.0}, {"images": 16, "loss": 1.5}]
+    monkeypatch.setattr(train_run, "read_metrics", lambda path: rows)
+    result = train_run.run_one(mini_run(), tmp_path / "results", tmp_path / "work")
+    assert result["diverged"] == "the loss rose from 1 to 1.5"
+    assert result["fid"] > 0
+
+
+def test_the_longest_runs_come_first():
+    seconds = [run.seconds for run in training_runs(SCALES["cpu"], ("stability",))]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > seconds[-1]
+
+
+def test_no_worker_is_left_idle_or_zero():
+    assert pool.worker_count() == 1 if torch.cuda.is_available() else pool.worker_count() >= 1
