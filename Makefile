@@ -1,16 +1,18 @@
 # Everything a fresh machine needs comes with the first target: Python >= 3.11, gcc/g++ and make suffice.
 #   make train          set up, build the scan, train the demo (or CONFIG=...), sample and score
 #   make test           set up and run the tests
+#   make experiments    test the paper's claims (SCALE=cpu or gpu), and write docs/experiments.md
 # Settings: CUDA=0 leaves out the CUDA compiler; PYTHON names the Python that makes .venv.
 PYTHON ?= python3
 CUDA ?= 1
 CONFIG ?= configs/demo.yaml
 RUN ?= runs/demo
+SCALE ?= cpu
 ARGS ?=
 PY := .venv/bin/python
 LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --num_processes $(NPROC),$(PY))
 
-.PHONY: setup build train compare sample eval leaderboard golden-eval test test-all gpu-check bench lint format
+.PHONY: setup build train compare sample eval leaderboard golden-eval experiments test test-all gpu-check bench lint format
 
 setup:
 	@$(PYTHON) setup_env.py --cuda $(CUDA)
@@ -38,6 +40,9 @@ leaderboard: setup
 # GOLDEN holds ADM's public sample batch and reference, and Inception's weights.
 golden-eval: setup
 	$(PY) eval_fid.py --golden $(or $(GOLDEN),data/golden)
+
+experiments: setup
+	$(PY) -m experiments --scale $(SCALE) $(ARGS)
 
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(or $(JOBS),2) -m "not slow" $(ARGS)

@@ -140,7 +140,7 @@ SCALES = {
         },
         probe_images=10,
         seconds_per_run=1,
-        mlp_ratios={"attention": 10.2, "conv_attention": 7.2},
+        mlp_ratios={"attention": 9.9, "conv_attention": 7.2},
         seeds=(0,),
     ),
 }
