@@ -71,7 +71,7 @@ def test_attention_without_positions_knows_no_place():
 
 def test_the_probe_reads_the_middle_block():
     model = create_model(
-        "DiT-S/8", width=16, depth=4, in_channels=1, num_classes=10, learn_sigma=False, position="learned"
+        "DiT-S/8", width=32, depth=4, in_channels=1, num_classes=10, learn_sigma=False, position="learned"
     )
     with torch.no_grad():
         model.embed_position.table.normal_(std=10.0)
