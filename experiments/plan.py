@@ -107,7 +107,8 @@ SCALES = {
         probe_images=500,
         seconds_per_run=100,
         mlp_ratios={"attention": 5.6, "conv_attention": 4.25},
-        factors={"gspn-16-lines": 2.8, "gspn-16-lines-sigmoid": 2.8},
+        factors={"gspn-16-lines": 4.2, "gspn-16-lines-sigmoid": 4.2}
+        | dict.fromkeys(("dit-none", DIT, "dit-learned", "dit-ddpm", "conv-attention"), 0.75),
     ),
     "gpu": Scale(
         name="gpu",
