@@ -13,6 +13,8 @@ from gspn_dit import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("kernel", *EXPERIMENTS)
+RATES = "rates"
+"""Not an experiment but a check of their common learning rate, done when it is asked for."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -23,7 +25,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--scale", choices=SCALES, default="cpu", help="size of the runs (default cpu)")
     parser.add_argument(
-        "--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES)
+        "--only",
+        nargs="+",
+        choices=(*NAMES, RATES),
+        default=NAMES,
+        metavar="NAME",
+        help=f"{', '.join(NAMES)}; or {RATES}, the check of the learning rate, which is not among the default",
     )
     parser.add_argument(
         "--out",
@@ -60,7 +67,7 @@ def run_experiments(
 ) -> list[str]:
     """Everything that is missing: what measures time runs alone, before the trainings; the failed runs."""
     trainings = training_runs(scale, names)
-    rates = rate_runs(scale) if "attention" in names else []
+    rates = rate_runs(scale) if RATES in names else []
     done = sum(is_done(run, results) for run in (*trainings, *rates))
     print(describe(scale, trainings, rates, done, max(1, workers)), flush=True)
     if "kernel" in names:

@@ -191,11 +191,11 @@ def make_run(variant: Variant, scale: Scale, seed: int, name: str | None = None)
 
 
 def training_runs(scale: Scale, experiments: tuple[str, ...]) -> list[Run]:
-    """The runs that these experiments compare, each once; the longest first, so that no worker idles long."""
+    """The runs that these experiments compare, each once: seed by seed, so that a plan cut short shows all settings."""
     wanted = {name for experiment in experiments for name in EXPERIMENTS.get(experiment, ())}
     variants = [variant for variant in VARIANTS if variant.name in wanted]
     runs = [make_run(variant, scale, seed) for seed in scale.seeds for variant in variants]
-    return sorted(runs, key=lambda run: -run.seconds)
+    return sorted(runs, key=lambda run: (run.seed, -run.seconds))
 
 
 def rate_runs(scale: Scale) -> list[Run]:
@@ -220,7 +220,7 @@ def describe(scale: Scale, trainings: list[Run], rates: list[Run], done: int, wo
     return (
         f"scale {scale.name}: {len(trainings)} training runs of {images:,} images, "
         f"{len({run.variant for run in trainings})} settings x {len(scale.seeds)} seeds, "
-        f"and {len(rates)} of one seed that check the learning rate; {done} of them done\n"
+        f"and {len(rates)} of one seed that check the learning rate (--only rates); {done} of them done\n"
         f"cost: {seconds / 60:.0f} minutes of one worker in all, {seconds / 60 / workers:.0f} minutes with "
         f"{workers} at a time ({measured})"
     )
