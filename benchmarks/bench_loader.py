@@ -2,7 +2,7 @@
 
 The store holds random moments of 4x32x32 latents (ImageNet at 256 px), 16 KiB a mirror. Cold runs start with
 the file dropped from the page cache; the disk's own rate is that of direct reads (O_DIRECT) of random blocks
-of the same size, by as many threads as serve it best.
+of the same size, by as many threads as serve it best. Beside it: what a GPU can take at the most.
 """
 
 import argparse
@@ -18,19 +18,29 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from gspn_dit.data.latents import DTYPE, MIRRORS, LatentDataset, Manifest, read_manifest
+from gspn_dit.config import load_config
+from gspn_dit.data.batches import Batches
+from gspn_dit.data.latents import AHEAD, DTYPE, MIRRORS, SLICE, LatentDataset, Manifest, read_manifest
+from gspn_dit.models import create_model
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SHAPE = (4, 32, 32)
 BATCH = 256
-Job = Callable[[LatentDataset, np.ndarray], None]
-READERS = (1, 4, 16, 64)
+Work = Callable[[np.ndarray], object]
+"""What is done with a batch of image numbers."""
+READERS = (1, 4, 16, 32, 64)
 """Numbers of threads tried for the disk's own rate."""
+H100_PEAK = 989e12
+"""Dense bf16 FLOP/s of an H100 SXM, from its data sheet."""
 
 
 def make_store(folder: Path, images: int) -> None:
@@ -67,30 +77,43 @@ def drop_from_cache(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def draw(dataset: LatentDataset, indices: np.ndarray) -> None:
-    """What training does: one batch, posterior draw included."""
-    dataset.draw(indices, indices, seed=0)
+def draw(dataset: LatentDataset) -> Work:
+    """A batch, posterior draw included."""
+    return lambda numbers: dataset.draw(numbers, numbers, seed=0)
 
 
-def only_read(dataset: LatentDataset, indices: np.ndarray) -> None:
+def draw_all(dataset: LatentDataset) -> Work:
+    """All that a training step draws: the time, the diffusion's noise and the class dropout too."""
+    return Batches(
+        dataset, batch_size=BATCH, micro_batch=None, class_dropout=0.1, times=torch.Tensor.float, seed=0
+    ).draw
+
+
+def only_read(dataset: LatentDataset) -> Work:
     """The reads of a batch without the draw: what more cores would leave."""
-    blocks = np.sort(indices * MIRRORS)
-    for block in blocks.tolist():
-        dataset.read_ahead(block)
-    dataset.moments.index_select(0, torch.from_numpy(blocks))
+
+    def read(numbers: np.ndarray) -> None:
+        parts = np.split(numbers * MIRRORS, range(SLICE, len(numbers), SLICE))
+        for ahead, part in zip_longest(parts, [None] * AHEAD + parts):
+            for offset in () if ahead is None else dataset.offsets(ahead):
+                os.posix_fadvise(dataset.file.fileno(), offset, dataset.block_bytes, os.POSIX_FADV_WILLNEED)
+            if part is not None:
+                dataset.read(part)
+
+    return read
 
 
-def rate(job: Job, folder: Path, indices: np.ndarray, processes: int) -> float:
+def rate(job: Callable[[LatentDataset], Work], folder: Path, indices: np.ndarray, processes: int) -> float:
     """Latents per second; as in training, every process works on one thread."""
     context = multiprocessing.get_context("fork")
     barrier, times = context.Barrier(processes), context.SimpleQueue()
 
     def work(share: np.ndarray) -> None:
-        dataset = LatentDataset(folder)
+        do = job(LatentDataset(folder))
         barrier.wait()
         begin = time.perf_counter()
         for start in range(0, len(share), BATCH):
-            job(dataset, share[start : start + BATCH])
+            do(share[start : start + BATCH])
         times.put((begin, time.perf_counter()))
 
     workers = [context.Process(target=work, args=(share,)) for share in np.array_split(indices, processes)]
@@ -134,14 +157,33 @@ def measure(folder: Path, processes: int) -> dict[str, float]:
         return measurement(*arguments)
 
     results = {
-        "disk": max(cold(disk_rate, path, blocks, manifest.block_bytes, readers) for readers in READERS),
+        f"disk_{readers}_threads": cold(disk_rate, path, blocks, manifest.block_bytes, readers)
+        for readers in READERS
+    }
+    results |= {
         "cold": cold(rate, draw, folder, indices, processes),
         "cold_without_draw": cold(rate, only_read, folder, indices, processes),
     }
     with open(path, "rb") as file:
         while file.read(1 << 24):
             pass
-    return results | {"cached": rate(draw, folder, indices, processes)}
+    return results | {
+        "cached": rate(draw, folder, indices, processes),
+        "cached_all_of_a_step": rate(draw_all, folder, indices, processes),
+    }
+
+
+def most_images(name: str) -> float:
+    """Images per second at which an H100 could train a model if it worked at its peak.
+
+    The FLOPs of a step are three times those of the forward, the scan's own left out.
+    """
+    with FakeTensorMode():
+        model = create_model(name)
+        x, t, y = torch.zeros(1, *SHAPE), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(x, t, y)
+    return H100_PEAK / (3 * counter.get_total_flops())
 
 
 def main() -> None:
@@ -166,35 +208,45 @@ def main() -> None:
         make_store(Path(folder), arguments.images)
         rounds = [measure(Path(folder), arguments.processes) for _ in range(arguments.repeats)]
     medians = {name: statistics.median(result[name] for result in rounds) for name in rounds[0]}
-    shares = {
-        name: statistics.median(result[name] / result["disk"] for result in rounds)
-        for name in ("cold", "cold_without_draw")
-    }
+    disk, threads = max((medians[f"disk_{readers}_threads"], readers) for readers in READERS)
+    shares = {name: medians[name] / disk for name in ("cold", "cold_without_draw")}
+    names = [load_config(path).model.name for path in sorted(CONFIGS.glob("*2.yaml"))]
+    demand = {name: most_images(name) for name in names}
     print(f"latents/s of {arguments.processes} processes, medians of {arguments.repeats} rounds")
-    print(f"from the page cache        {medians['cached']:9,.0f}")
-    print(f"from the disk              {medians['cold']:9,.0f}  {shares['cold']:.0%} of the disk's own rate")
+    print(f"from the page cache          {medians['cached']:9,.0f}")
+    print(f"  with all that a step draws {medians['cached_all_of_a_step']:9,.0f}")
     print(
-        f"  without the draw         {medians['cold_without_draw']:9,.0f}  {shares['cold_without_draw']:.0%}"
+        f"from the disk                {medians['cold']:9,.0f}  {shares['cold']:.0%} of the disk's own rate"
     )
-    print(f"the disk's own rate        {medians['disk']:9,.0f}  random reads/s of 16 KiB")
-    write_results(Path(arguments.json), vars(arguments), medians, shares, rounds)
+    print(
+        f"  without the draw           {medians['cold_without_draw']:9,.0f}  {shares['cold_without_draw']:.0%}"
+    )
+    print(f"the disk's own rate          {disk:9,.0f}  random reads/s of 16 KiB, by {threads} threads")
+    for name, images in sorted(demand.items(), key=lambda item: -item[1]):
+        print(f"an H100 at its peak, {name:<15} {images:9,.0f}  images/s at the most")
+    write_results(
+        Path(arguments.json),
+        {
+            "images": arguments.images,
+            "processes": arguments.processes,
+            "latents_per_second": medians,
+            "disk": disk,
+            "share_of_disk": shares,
+            "most_images_per_second_of_an_h100": demand,
+            "rounds": rounds,
+        },
+    )
 
 
-def write_results(
-    path: Path,
-    settings: dict,
-    medians: dict[str, float],
-    shares: dict[str, float],
-    rounds: list[dict[str, float]],
-) -> None:
+def write_results(path: Path, results: dict) -> None:
     """The figures with what they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {
+    environment = {
         "benchmark": "loader",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "load_before": os.getloadavg()[0],
+        "load_after": os.getloadavg()[0],
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -202,13 +254,8 @@ def write_results(
         },
         "dtype": "float16 stored, float32 drawn",
         "latent_shape": SHAPE,
-        "images": settings["images"],
-        "processes": settings["processes"],
-        "latents_per_second": medians,
-        "share_of_disk": shares,
-        "rounds": rounds,
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(environment | results, indent=1) + "\n")
 
 
 def processor_name() -> str:

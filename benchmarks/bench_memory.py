@@ -10,16 +10,19 @@ The allocator's fragments and the device's own libraries come on top: 2 to 4 GB.
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import create_diffusion
 from gspn_dit.models import create_model
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 LATENT = (4, 32, 32)
 
 
@@ -58,7 +61,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, help="images of a forward, in place of the presets")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
-    paths = arguments.configs or sorted(Path("configs").glob("*2.yaml"))
+    paths = arguments.configs or sorted(CONFIGS.glob("*2.yaml"))
     rows = []
     print(f"{'config':<24} {'memory':<8} {'micro-batch':>11} {'recompute':>9} {'parameters':>10} {'peak':>9}")
     for path in paths:

@@ -15,7 +15,7 @@ TIME, NOISE, DROPOUT, POSTERIOR, ORDER, SAMPLE, LABELS, WEIGHTS = range(8)
 
 def seed_of(*key: int) -> int:
     """Hash integers to one 63-bit seed."""
-    packed = struct.pack(f"<{len(key)}q", *(int(part) for part in key))
+    packed = struct.pack(f"<{len(key)}q", *key)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
 

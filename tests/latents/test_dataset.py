@@ -50,6 +50,18 @@ def test_draws_have_the_moments_of_the_posterior(store_folder):
     assert (np.abs(z.std(0).numpy() / deviation - 1) < 5 / np.sqrt(2 * n)).all()
 
 
+def test_a_draw_is_the_mean_and_the_deviation_times_the_noise(store_folder):
+    moments = random_moments(2).astype(np.float16).astype(np.float64)
+    moments[0], moments[:, 1] = (
+        0,
+        moments[:, 0],
+    )  # image 0 is the noise itself, and no image has a mirror of its own
+    dataset = LatentDataset(store_folder(moments, [0, 0]))
+    noise, x = (draw_one(dataset, index, 5).double().numpy() / SCALE + SHIFT for index in (0, 1))
+    expected = moments[1, 0, 0] + np.exp(moments[1, 0, 1] / 2) * noise
+    np.testing.assert_allclose(x, expected, rtol=0, atol=2e-6)
+
+
 def test_both_mirrors_come_half_the_time(store_folder):
     moments = random_moments(1, log_variance=-30)
     moments[0, 0, 0], moments[0, 1, 0] = -1, 1
@@ -78,6 +90,26 @@ def test_threads_draw_the_same(store_folder):
     with ThreadPoolExecutor(4) as pool:
         drawn = list(pool.map(lambda step: dataset.draw(indices, indices + step, 0)[0], range(20)))
     assert all(torch.equal(left, right) for left, right in zip(expected, drawn, strict=True))
+
+
+def test_every_place_of_a_large_batch_draws_as_it_does_alone(store_folder):
+    dataset = LatentDataset(store_folder(random_moments(101), [0] * 101))
+    x, _ = dataset.draw(np.arange(101), np.arange(101), seed=0)
+    alone = torch.stack([draw_one(dataset, index, index) for index in range(101)])
+    torch.testing.assert_close(x, alone, rtol=0, atol=1e-6)
+
+
+def test_an_empty_batch_is_drawn(store_folder):
+    x, y = LatentDataset(store_folder(random_moments(2), [0, 0])).draw(*2 * [np.arange(0)], seed=0)
+    assert x.shape == (0, *SHAPE) and y.shape == (0,)
+
+
+def test_moments_that_are_cut_while_they_are_read_are_named(store_folder):
+    folder = store_folder(random_moments(5), [0] * 5)
+    dataset = LatentDataset(folder)
+    cut(folder / "moments.bin", 900)
+    with pytest.raises(UserError, match=r"moments\.bin was cut while it was read"):
+        dataset.draw(np.full(20, 4), np.arange(20), seed=0)
 
 
 def test_skipped_images_are_never_drawn(store_folder):
