@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,20 +14,21 @@ EPILOG = """\
 examples:
   python eval_fid.py samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json scores.json
   python eval_fid.py runs/demo --reference mnist --features digits --num 1000 --labels balanced
-  accelerate launch eval_fid.py runs/gspn_b2 --reference VIRTUAL_imagenet256_labeled.npz --preset paper
+  accelerate launch eval_fid.py runs/gspn_b2 --reference VIRTUAL_imagenet256_labeled.npz --preset paper --record
   python eval_fid.py --leaderboard
 
 Scores of the ADM suite (FID, sFID, IS, precision, recall) and KID, with what decides them and whether they
 may stand beside published ones. Where SAMPLES is a run, what is missing of its samples is sampled first.
-Sampling options are for a run; of a file is known what is written beside it (samples.json), and what --labels
-and --weights state.
+Sampling options are for a run; of a file is known what is written beside it (samples.json, a JSON object with
+keys such as labels, ema, sampler, steps, cfg_scale, decoder, model, parameters, training_images), and what
+--labels and --weights state.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = errors.ArgumentParser(
         prog="eval_fid.py",
-        description="Score generated images against real ones.",
+        description="Score generated images against real ones, as ADM's evaluation does, without TensorFlow.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,7 +54,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sampler", metavar="NAME", help="for a run (default: its own)")
     add("--steps", metavar="N", type=int, help="for a run (default: its own)")
     add("--cfg-scale", metavar="W", type=float, help="for a run (default: 1.0, no guidance)")
-    add("--seed", metavar="N", type=int, default=0, help="for a run (default: 0)")
+    add("--seed", metavar="N", type=int, help="for a run (default: 0)")
     add("--vae", metavar="HUB_ID_OR_FOLDER", help="decoder of a run (default: its own)")
     add("--labels", choices=("random", "balanced"), help="how labels are sampled (a run's default: random)")
     add("--weights", choices=("ema", "last"), help="which weights sample (a run's default: ema)")
@@ -77,7 +79,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--bootstrap 1: expected 0, or at least 2 for a deviation")
     if arguments.cfg_scale is not None and not 1 <= arguments.cfg_scale < float("inf"):
         raise UserError(f"--cfg-scale {arguments.cfg_scale:g}: expected 1.0 (no guidance) or more")
-    if arguments.leaderboard or arguments.golden or arguments.compare:
+    instead = [name for name in ("leaderboard", "compare", "golden") if getattr(arguments, name)]
+    if instead:
+        if len(instead) > 1 or arguments.samples:
+            raise UserError(f"--{instead[0]} stands alone: leave out SAMPLES and the other one")
         return
     if arguments.samples is None or arguments.reference is None:
         raise UserError("give SAMPLES and --reference REF, or --leaderboard; see eval_fid.py --help")
@@ -89,11 +94,30 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--record: the leaderboard is of Inception's scores; those of --features digits are others"
         )
+    if arguments.record:
+        check_leaderboard(Path(arguments.results))
     for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):
-        if path is not None and not Path(path).parent.is_dir():
-            raise UserError(f"{option} {path}: its folder does not exist")
+        if path is not None:
+            check_target(option, Path(path))
     if arguments.save_reference and Path(arguments.save_reference).suffix != ".npz":
         raise UserError(f"--save-reference {arguments.save_reference}: expected a name that ends in .npz")
+
+
+def check_leaderboard(results: Path) -> None:
+    """Raise `UserError` for a leaderboard that nothing could be added to."""
+    from gspn_dit.evaluation.leaderboard import read_entries
+
+    if results.exists():
+        check_target("--results", results / "leaderboard.json")
+    read_entries(results)
+
+
+def check_target(option: str, path: Path) -> None:
+    """Raise `UserError` for a file that cannot be written."""
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: its folder does not exist")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written: it is a folder, or its folder is closed to you")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,28 +142,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def score(arguments: argparse.Namespace, accelerator) -> dict | None:
     """Sample what is missing if SAMPLES is a run, then score."""
-    from gspn_dit.evaluation.references import check_reference
-    from gspn_dit.evaluation.run_samples import RunOptions, is_run, sample_run
-    from gspn_dit.evaluation.scores import score_files
+    from gspn_dit.evaluation.run_samples import RunOptions, is_run, resolve, sample_run
+    from gspn_dit.evaluation.scores import check_inputs, score_files
 
     samples, stated = Path(arguments.samples), stated_settings(arguments)
     if not is_run(samples):
         refuse_run_options(arguments)
         return score_files(samples, arguments.reference, options(arguments, stated), accelerator)
-    check_reference(arguments.reference)
     request = RunOptions(
         num=arguments.num,
         sampler=arguments.sampler,
         steps=arguments.steps,
         cfg_scale=arguments.cfg_scale,
         labels=arguments.labels,
-        seed=arguments.seed,
+        seed=arguments.seed or 0,
         vae=arguments.vae,
         ema=arguments.weights != "last",
         batch_size=arguments.batch_size,
         preset=arguments.preset,
     )
-    path = sample_run(samples, request, accelerator)
+    resolved, request = resolve(samples, request)
+    check_inputs(arguments.reference, options(arguments, {}), accelerator)
+    path = sample_run(resolved, request, accelerator)
     return score_files(path, arguments.reference, options(arguments, {}), accelerator)
 
 
@@ -166,7 +190,7 @@ def stated_settings(arguments: argparse.Namespace) -> dict:
 
 def refuse_run_options(arguments: argparse.Namespace) -> None:
     """Raise `UserError` for an option that would have no effect on samples that are there already."""
-    for name in ("num", "sampler", "steps", "cfg_scale", "vae"):
+    for name in ("num", "sampler", "steps", "cfg_scale", "seed", "vae"):
         if getattr(arguments, name) is not None:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is for a run; {arguments.samples} holds samples already")
@@ -213,16 +237,21 @@ def compare(runs: Sequence[str]) -> int:
             raise UserError(f"no scores in {path}: train the run to its end first") from error
     from gspn_dit.evaluation import format_table
 
-    print(format_table(*scores))
+    try:
+        print(format_table(*scores))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"scores.json of a run lacks {error}: take one that train.py wrote") from error
     return 0
 
 
 def leaderboard(results: Path) -> int:
     """Print the table and draw the chart."""
-    from gspn_dit.evaluation.leaderboard import draw, markdown, measured_rows, published_rows
+    from gspn_dit.evaluation.chart import draw
+    from gspn_dit.evaluation.leaderboard import markdown, measured_rows, published_rows
 
     rows = [*published_rows(results), *measured_rows(results)]
     print(markdown(rows))
+    check_target("--results", results / "leaderboard.png")
     draw(rows, results / "leaderboard.png")
     return 0
 

@@ -5,11 +5,18 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from gspn_dit.errors import UserError
+
 
 def cache_folder() -> Path:
     """The cache folder, made if need be."""
     folder = Path(os.environ.get("GSPN_DIT_CACHE") or Path.home() / ".cache" / "gspn-dit")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the cache {folder} ({error.strerror}): set GSPN_DIT_CACHE to a folder that can be"
+        ) from error
     return folder
 
 

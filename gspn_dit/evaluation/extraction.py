@@ -51,7 +51,7 @@ def extract(
             part = images.read(min(first, len(images) - 1), min(first + batch_size, len(images)))
             valid = min(stride, len(images) - start)
             features = gather(network(part), accelerator, batch_size, valid)
-            check_finite(features.pool, start)
+            check_finite(features, start)
             if collector is not None:
                 collector.add(features)
             bar.update(valid)
@@ -73,14 +73,15 @@ def gather(features: Features, accelerator: Accelerator, batch_size: int, valid:
     return Features(join(features.pool), join(features.spatial), join(features.logits))
 
 
-def check_finite(pool: torch.Tensor, start: int) -> None:
-    """Raise `UserError` for the first image whose features are NaN or infinite."""
-    wrong = (~pool.isfinite().all(dim=1)).nonzero()
-    if len(wrong):
-        number = start + int(wrong[0])
-        raise UserError(
-            f"the features of image {number} are not finite: the network's weights must be damaged"
-        )
+def check_finite(features: Features, start: int) -> None:
+    """Raise `UserError` for the first image of whose features some are NaN or infinite."""
+    for rows in (features.pool, features.spatial, features.logits):
+        wrong = [] if rows is None else (~rows.isfinite().all(dim=1)).nonzero()
+        if len(wrong):
+            number = start + int(wrong[0])
+            raise UserError(
+                f"the features of image {number} are not finite: the network's weights must be damaged"
+            )
 
 
 class Collector:

@@ -18,11 +18,14 @@ TOLERANCE = 0.01
 
 
 def check_files(folder: Path, weights: str | None) -> Path:
-    """The file of Inception's weights, from the folder too; `UserError` for what is not at hand."""
-    for name in (REFERENCE, SAMPLES):
-        if not (folder / name).is_file():
-            raise UserError(f"no {folder / name}: download {URL}/{name} into {folder}")
+    """The file of Inception's weights, from the folder too; one `UserError` for all that is not at hand."""
     beside = folder / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    missing = [name for name in (REFERENCE, SAMPLES) if not (folder / name).is_file()]
+    if missing:
+        addresses = [f"{URL}/{name}" for name in missing]
+        if not (weights or beside.is_file()):
+            addresses.append(f"(unless it is for this program to download) {URL_INCEPTION_V3}")
+        raise UserError(f"{folder} lacks {' and '.join(missing)}: download there {', '.join(addresses)}")
     return find_weights(weights or (beside if beside.is_file() else None))
 
 

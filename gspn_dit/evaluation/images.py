@@ -1,5 +1,7 @@
 """Sets of images to score: a folder, an npz or an array, read in part: a set need not fit in memory."""
 
+import contextlib
+import math
 import struct
 import zipfile
 import zlib
@@ -15,6 +17,9 @@ from gspn_dit.files import sha256
 
 LOSSY = {".jpg", ".jpeg", ".webp"}
 SUFFIXES = {".png", ".bmp", ".ppm", ".tif", ".tiff", *LOSSY}
+# NotImplementedError, a RuntimeError, is zipfile's word for a compression that it does not know.
+DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
+"""What reading an archive raises when its bytes are not those that were written, or are encrypted."""
 
 
 class Images(Protocol):
@@ -96,12 +101,14 @@ class FolderImages:
 
     def open(self, file: Path) -> np.ndarray:
         """One image as (H, W, 3) uint8."""
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         try:
             with Image.open(file) as image:
+                if image.mode[0] in "IF":  # Pillow would clip what is beyond 255
+                    raise UserError(f"{file} has pixels of mode {image.mode}; expected 8 bits a channel")
                 return np.array(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"{file} cannot be read as an image: remove it or write it again") from error
 
     def key(self) -> str:
@@ -160,17 +167,28 @@ class NpzFile:
 
     def check(self) -> None:
         """Raise `UserError` for an array whose bytes are not those that were written."""
-        try:
+        with self.damage_told("an array"):
             damaged = self.archive.testzip()
-        # NotImplementedError is zipfile's word for a compression that it does not know.
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
-            damaged = "an array"
         if damaged:
             raise UserError(f"{self.path} is damaged ({damaged}): write or download it again")
 
+    @contextlib.contextmanager
+    def damage_told(self, what: str) -> Iterator[None]:
+        """Turn what reading a damaged archive raises into a `UserError`."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise UserError(f"{self.path} is damaged ({what}): write or download it again") from error
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """The bytes of an array, its header among them."""
+        with self.damage_told(name), self.archive.open(f"{name}.npy") as entry:
+            yield entry
+
     def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype of an array; pickled objects are refused."""
-        with self.archive.open(f"{name}.npy") as entry:
+        with self.open(name) as entry:
             return self.parse(name, entry)
 
     def parse(self, name: str, entry: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
@@ -192,21 +210,24 @@ class NpzFile:
         return shape, dtype
 
     def read(self, name: str) -> np.ndarray:
-        """A whole array."""
-        with self.archive.open(f"{name}.npy") as entry:
+        """A whole array of numbers."""
+        with self.open(name) as entry:
             shape, dtype = self.parse(name, entry)
+            if dtype.kind not in "fiu":
+                raise UserError(f"{self.path}: {name} is {dtype}; expected numbers")
             return np.frombuffer(bytearray(entry.read()), dtype=dtype).reshape(shape)
 
     def rows(self, name: str) -> "MappedRows | StreamedRows":
         """Rows of an array of bytes, read in part."""
-        shape, _ = self.header(name)
         info = self.archive.getinfo(f"{name}.npy")
-        length = int(np.prod(shape[1:]))
+        with self.open(name) as entry:
+            shape, _ = self.parse(name, entry)
+            header = entry.tell()
+        length = math.prod(shape[1:])
+        if info.file_size != header + shape[0] * length:
+            raise UserError(f"{self.path}: {name} is not as long as its shape {shape} says: write it again")
         if info.compress_type != zipfile.ZIP_STORED:
             return StreamedRows(self, name, length)
-        with self.archive.open(info) as entry:
-            self.parse(name, entry)
-            header = entry.tell()
         return MappedRows(self.path, data_offset(self.path, info) + header, shape[0], length)
 
 

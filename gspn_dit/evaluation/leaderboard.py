@@ -1,8 +1,7 @@
-"""Our measured scores beside the published ones: rows in JSON and CSV, a Markdown table, a chart."""
+"""Our measured scores beside the published ones: rows in JSON and CSV, and a Markdown table of both."""
 
 import csv
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +33,8 @@ class Row:
     measured: bool
     note: str
     """What is doubtful, or why a measured row may not stand beside the published ones."""
+    doubtful: tuple[str, ...] = ()
+    """Columns whose cells the note calls doubtful."""
 
     def number(self, column: str) -> float | None:
         """A cell as a number; None where it is empty or no number."""
@@ -51,7 +52,7 @@ def published_rows(results: Path) -> list[Row]:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; it comes with the repository") from error
-    return [Row(published_cells(row), False, row["note"]) for row in rows]
+    return [Row(published_cells(row), False, row["note"], tuple(row["doubtful"].split())) for row in rows]
 
 
 def published_cells(row: dict[str, str]) -> dict[str, str]:
@@ -86,12 +87,19 @@ def read_entries(results: Path) -> list[dict]:
     path = results / "leaderboard.json"
     if not path.exists():
         return []
+    mend = "mend it or take it from the repository's history"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {mend}") from error
+    try:
+        for entry in entries:
+            measured_cells(entry), identity(entry), "; ".join(entry["reasons"])
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is not JSON ({error}): mend it or take it from the repository's history"
+            f"{path} is not a list of scores as --record writes them ({error!r}): {mend}"
         ) from error
+    return entries
 
 
 def record(results: Path, scores: dict) -> None:
@@ -103,72 +111,34 @@ def record(results: Path, scores: dict) -> None:
 
 
 def identity(entry: dict) -> str:
-    """What makes two measurements one: all settings but place, time and versions."""
-    passing = ("path", "date", "seconds", "versions")
-    kept = {key: value for key, value in entry["settings"].items() if key not in passing}
-    return json.dumps(kept, sort_keys=True)
+    """What makes two measurements one: all settings but time, versions, and places whose contents have a hash."""
+    settings = entry["settings"]
+    passing = {"date", "seconds", "versions", "processes"}
+    passing |= {"path"} if settings["checkpoint"] else set()
+    passing |= {"reference"} if settings["reference_hash"] else set()
+    return json.dumps({key: settings[key] for key in settings.keys() - passing}, sort_keys=True)
+
+
+def fid_or_infinity(row: Row) -> float:
+    fid = row.number("fid")
+    return float("inf") if fid is None else fid
 
 
 def markdown(rows: list[Row]) -> str:
-    """One table, the best FID first, measured rows in bold, notes as footnotes."""
+    """One table, the best FID first, measured rows in bold, notes as footnotes of rows and of doubtful cells."""
     notes: list[str] = []
     lines = [
         "| " + " | ".join(HEADINGS[column] for column in COLUMNS) + " |",
         "|" + "|".join("---" for _ in COLUMNS) + "|",
     ]
-    for row in sorted(
-        rows, key=lambda row: row.number("fid") if row.number("fid") is not None else float("inf")
-    ):
+    for row in sorted(rows, key=fid_or_infinity):
         cells = dict(row.cells)
         if row.measured:
             cells["model"] = f"**{cells['model']}**"
         if row.note:
             if row.note not in notes:
                 notes.append(row.note)
-            cells["model"] += f"[^{notes.index(row.note) + 1}]"
+            for column in ("model", *row.doubtful):
+                cells[column] += f"[^{notes.index(row.note) + 1}]"
         lines.append("| " + " | ".join(cells[column].replace("|", r"\|") for column in COLUMNS) + " |")
     return "\n".join([*lines, "", *(f"[^{i}]: {note}" for i, note in enumerate(notes, start=1))])
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """FID against parameters and against images seen, without guidance; measured and published marked apart.
-
-    Measured rows that may not stand beside published ones, and doubtful published ones, are hollow.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
-    ticks = {"params_m": (30, 60, 130, 250, 450, 700), "images_seen_m": (100, 200, 400, 800, 1600)}
-    for axis, (column, marks) in zip(axes, ticks.items(), strict=True):
-        named: list[tuple[float, float]] = []
-        for row in sorted(rows, key=lambda row: row.number("fid") or 0):
-            x, y = row.number(column), row.number("fid")
-            if x is None or y is None or row.cells["guidance"] != "none":
-                continue
-            colour = "tab:red" if row.measured else "tab:blue"
-            axis.plot(x, y, "*" if row.measured else "o", color=colour, mfc="none" if row.note else colour)
-            # Rising labels of one column, each at least a line of text above the one below it.
-            below = [place for at, place in named if abs(math.log(at / x)) < 0.3]
-            place = max([y, *(1.085 * place for place in below)])
-            named.append((x, place))
-            axis.annotate(
-                row.cells["model"], (x, place), xytext=(6, -2), textcoords="offset points", fontsize=7
-            )
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xticks(marks, [str(mark) for mark in marks])
-        axis.set_xticks([], minor=True)
-        axis.set_xlim(right=axis.get_xlim()[1] * 2.2)
-        axis.set_yticks([5, 10, 20, 40], ["5", "10", "20", "40"])
-        axis.set_yticks([], minor=True)
-        axis.set_xlabel(HEADINGS[column])
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("FID, no guidance")
-    figure.suptitle("stars: measured here; circles: as published; hollow: see the table's footnotes")
-    figure.tight_layout()
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-    pyplot.close(figure)

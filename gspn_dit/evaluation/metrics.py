@@ -77,7 +77,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     product = factor.T @ torch.from_numpy(b.covariance) @ factor  # (r, r)
     roots = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt()
     shift = a.mean - b.mean
-    return float(shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * roots.sum())
+    distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * roots.sum()
+    return max(0.0, float(distance))  # rounding alone makes it negative
 
 
 def root_factor(covariance: torch.Tensor) -> torch.Tensor:
@@ -117,6 +118,7 @@ def precision_recall(
     """The share of samples within the references' manifold, and the reverse: arXiv 1904.06991, eq. 1.
 
     A point is in a manifold when it is at most as far from one of its points as that one's third neighbour.
+    ADM's own distances are in half precision where these are finite; here they are float64.
     """
     if min(len(samples), len(references)) <= NEIGHBOUR:
         counts = f"{len(samples)} samples and {len(references)} references"

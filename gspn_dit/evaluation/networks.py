@@ -3,8 +3,10 @@
 Both take images (n, H, W, 3) uint8 and give `Features`; `identity` says which network with which weights.
 """
 
+import contextlib
 import pickle
 import urllib.error
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +14,11 @@ import numpy as np
 import torch
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.digits import classifier_key, load_classifier, to_digits
+from gspn_dit.evaluation.digits import FEATURES, classifier_key, load_classifier, to_digits
 from gspn_dit.files import sha256
 
-PUBLISHED_HASH = "6726825d"
-"""The start of the SHA-256 of the weights that torch-fidelity publishes; it is part of their file name."""
+PUBLISHED_HASH = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""SHA-256 of the weights that torch-fidelity publishes; its start is part of their file name."""
 SPATIAL_CHANNELS = 7
 """ADM's: as many channels of the 17x17 map as bring sFID's 2,023 features near FID's 2,048."""
 
@@ -37,12 +39,13 @@ class Inception:
     """torch-fidelity's InceptionV3: the 2015 weights, and TensorFlow's way of resizing to 299x299."""
 
     kind = "inception"
+    width = 2048
 
     def __init__(self, weights: Path, device: torch.device | str) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self.hash = sha256(weights)
-        self.published = self.hash.startswith(PUBLISHED_HASH)
+        self.published = self.hash == PUBLISHED_HASH
         self.identity = f"torch-fidelity's InceptionV3, weights {self.hash[:16]}"
         self.device = torch.device(device)
         check_weights(weights)
@@ -61,14 +64,27 @@ class Inception:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> Features:
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)  # (n, 3, H, W)
-        pool, logits = self.network(x)  # (n, 2048), (n, 1008)
+        with full_precision():
+            pool, logits = self.network(x)  # (n, 2048), (n, 1008)
         return Features(pool, self.spatial, logits)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolve in float32: TF32, a GPU's default, would make its scores differ from a CPU's."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 class Digits:
     """The digit classifier's last hidden layer; for 32x32 digits alone."""
 
     kind = "digits"
+    width = FEATURES
     published = False
 
     def __init__(self) -> None:
@@ -99,8 +115,8 @@ def find_weights(given: str | Path | None) -> Path:
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=PUBLISHED_HASH)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.cache import cache_folder, content_key
@@ -18,7 +19,7 @@ from gspn_dit.evaluation.extraction import Statistics, extract
 from gspn_dit.evaluation.images import ArrayImages, Images, NpzFile, NpzImages, open_images
 from gspn_dit.evaluation.metrics import Moments
 from gspn_dit.evaluation.networks import Network
-from gspn_dit.files import replacing, sha256
+from gspn_dit.files import replacing
 from gspn_dit.random import ORDER, generator
 
 KEPT = 10_000
@@ -26,6 +27,10 @@ KEPT = 10_000
 HELD_OUT = "mnist"
 """The name that stands for the 1,000 held-out digits of the demo."""
 VIRTUAL = re.compile(r"VIRTUAL_imagenet(\d+)(_labeled)?\.npz")
+VIRTUAL_IMAGES = {512: 1_000}
+"""Images in ADM's statistics where these are not 10,000, by size."""
+VIRTUAL_WIDTHS = (2048, 2023)
+"""Features of FID and of sFID in ADM's statistics."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Reference:
     kind: str
     """"images", "ADM statistics" or "statistics"."""
     network: str | None
-    """Identity of the network; None where the file does not say."""
+    """Identity of the network; None where nobody says."""
     size: tuple[int, int] | None
     """Height and width of the images; None where the file does not say."""
     count: int | None
@@ -54,11 +59,12 @@ def check_reference(path: str) -> None:
         return
     if not Path(path).exists():
         raise UserError(f"no such reference: {path}; expected an npz, a folder of images, or '{HELD_OUT}'")
-    if Path(path).is_dir():
+    file = None if Path(path).is_dir() else NpzFile(Path(path))
+    if file is None or not is_statistics(file):
         open_images(path)
-    elif is_statistics(NpzFile(Path(path))):
-        check_statistics(NpzFile(Path(path)))
-    else:
+        return
+    check_statistics(file)
+    if "features" not in file.names and "arr_0" in file.names:
         open_images(path)
 
 
@@ -98,9 +104,19 @@ def is_statistics(file: NpzFile) -> bool:
     return {"mu", "sigma"} <= set(file.names)
 
 
+def described(file: NpzFile) -> dict:
+    """What a statistics file that was written here says of itself; empty for one of others."""
+    if "about" not in file.names:
+        return {}
+    try:
+        return {key: value for key, value in json.loads(file.read("about").tobytes()).items() if value}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file.path}: about is not as --save-reference writes it") from error
+
+
 def check_statistics(file: NpzFile) -> tuple[Moments, Moments | None]:
     """The moments in a statistics file; `UserError` for arrays of other shapes, or not finite."""
-    count = int(file.read("count")) if "count" in file.names else KEPT
+    count = described(file).get("count", KEPT)
     pool = read_moments(file, "mu", "sigma", count)
     spatial = read_moments(file, "mu_s", "sigma_s", count) if {"mu_s", "sigma_s"} <= set(file.names) else None
     return pool, spatial
@@ -118,48 +134,71 @@ def read_moments(file: NpzFile, mean_name: str, covariance_name: str, count: int
     return Moments(count, mean.astype(np.float64), covariance.astype(np.float64))
 
 
+def read_features(file: NpzFile, network: Network) -> np.ndarray:
+    """The kept features in a statistics file; `UserError` unless they are finite rows of the network's width."""
+    features = file.read("features")
+    if features.ndim != 2 or features.shape[1] != network.width or not np.isfinite(features).all():
+        raise UserError(
+            f"{file.path}: features is {features.shape}; expected finite (k, {network.width}) of {network.identity}"
+        )
+    return features
+
+
 def with_images(
     file: NpzFile, network: Network, accelerator: Accelerator, batch_size: int
 ) -> Reference | None:
     """A statistics file, with the features of the images it holds, if any."""
-    about = json.loads(file.read("about").tobytes()) if "about" in file.names else {}
-    if about.get("network", network.identity) != network.identity:
-        raise UserError(f"{file.path} holds features of {about['network']}, not of {network.identity}")
-    features, size = None, tuple(about["size"]) if about else None
+    said = described(file)
+    pool, spatial = check_statistics(file)
+    check_network(file.path, said, pool, network)
+    features, images = None, None
     if "features" in file.names:
-        features = file.read("features")
+        features = read_features(file, network)
     elif "arr_0" in file.names:
         images = NpzImages(file.path)
-        size = tuple(images.size)
         statistics = cached(images, network, accelerator, batch_size)
         features = statistics.features if statistics else None
     if not accelerator.is_main_process:
         return None
-    pool, spatial = check_statistics(file)
-    name = VIRTUAL.fullmatch(file.path.name)
+    virtual = not said and is_virtual(file.path.name, pool, spatial, images)
     return Reference(
         name=str(file.path),
-        kind="statistics" if about else "ADM statistics",
-        network=about.get("network"),
-        size=size,
-        count=about.get("count"),
+        kind="ADM statistics" if virtual else "statistics",
+        network=said.get("network") or (network.identity if images else None),
+        size=tuple(images.size) if images else tuple(said["size"]) if "size" in said else None,
+        count=said.get("count"),
         pool=pool,
         spatial=spatial,
         features=features,
-        virtual=bool(name) and not about and spatial is not None and size == (int(name[1]), int(name[1])),
+        virtual=virtual,
     )
+
+
+def check_network(path: Path, said: dict, pool: Moments, network: Network) -> None:
+    """Raise `UserError` for statistics of another network's features."""
+    if said.get("network", network.identity) != network.identity:
+        raise UserError(f"{path} holds features of {said['network']}, not of {network.identity}")
+    if len(pool.mean) != network.width:
+        raise UserError(f"{path}: mu is of {len(pool.mean)} features; {network.identity} has {network.width}")
+
+
+def is_virtual(name: str, pool: Moments, spatial: Moments | None, images: Images | None) -> bool:
+    """Whether statistics have the name and the form of ADM's, of which no hash is published."""
+    match = VIRTUAL.fullmatch(name)
+    if match is None or spatial is None or images is None:
+        return False
+    size, widths = int(match[1]), (len(pool.mean), len(spatial.mean))
+    images_of_form = tuple(images.size) == (size, size) and len(images) == VIRTUAL_IMAGES.get(size, KEPT)
+    return images_of_form and widths == VIRTUAL_WIDTHS
 
 
 def cached(images: Images, network: Network, accelerator: Accelerator, batch_size: int) -> Statistics | None:
-    """Statistics of a reference's images, from the cache where it has them."""
-    path = (
-        cache_folder()
-        / f"reference-{content_key([images.key().encode(), network.identity.encode()])[:24]}.npz"
-    )
-    found = path.exists()
-    accelerator.wait_for_everyone()  # all must have looked before the first process writes it
+    """Statistics of a reference's images, from the first process's cache where that has them."""
+    path = cache_path(images, network) if accelerator.is_main_process else None
+    statistics = read_cached(path) if path else None
+    (found,) = broadcast_object_list([statistics is not None])
     if found:
-        return read_statistics(NpzFile(path)) if accelerator.is_main_process else None
+        return statistics
     kept = kept_numbers(len(images))
     statistics = extract(
         images, network, accelerator, batch_size=batch_size, kept=kept, label="features of the reference"
@@ -169,6 +208,19 @@ def cached(images: Images, network: Network, accelerator: Accelerator, batch_siz
             path, statistics, {"name": images.name, "network": network.identity, "size": list(images.size)}
         )
     return statistics
+
+
+def cache_path(images: Images, network: Network) -> Path:
+    key = content_key([images.key().encode(), network.identity.encode()])
+    return cache_folder() / f"reference-{key[:24]}.npz"
+
+
+def read_cached(path: Path) -> Statistics | None:
+    """The statistics in a file of the cache; None where it is absent or damaged, and to be made anew."""
+    try:
+        return read_statistics(NpzFile(path)) if path.exists() else None
+    except UserError:
+        return None
 
 
 def kept_numbers(count: int) -> np.ndarray:
@@ -183,13 +235,14 @@ def write_statistics(path: Path, statistics: Statistics, about: dict) -> None:
     arrays = {
         "mu": statistics.pool.mean,
         "sigma": statistics.pool.covariance,
-        "features": statistics.features,
     }
     if statistics.spatial is not None:
         arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
-    about = json.dumps({**about, "count": statistics.count}).encode()
+    if statistics.features is not None:
+        arrays["features"] = statistics.features
+    text = json.dumps({**about, "count": statistics.count}).encode()
     with replacing(path) as file:
-        np.savez(file, about=np.frombuffer(about, dtype=np.uint8), count=np.array(statistics.count), **arrays)
+        np.savez(file, about=np.frombuffer(text, dtype=np.uint8), **arrays)
 
 
 def read_statistics(file: NpzFile) -> Statistics:
@@ -203,8 +256,3 @@ def save_reference(reference: Reference, path: Path) -> None:
     statistics = Statistics(reference.count, reference.pool, reference.spatial, reference.features, None)
     about = {"name": reference.name, "network": reference.network, "size": list(reference.size or ())}
     write_statistics(path, statistics, about)
-
-
-def reference_hash(path: str) -> str | None:
-    """The start of a reference file's SHA-256, printed beside the scores; None for other references."""
-    return sha256(Path(path))[:16] if Path(path).is_file() else None

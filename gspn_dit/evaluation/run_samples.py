@@ -16,7 +16,7 @@ class RunOptions:
     """What to sample; None leaves a choice to the preset, or else to the run."""
 
     num: int | None = None
-    """None for 50,000, or the 1,000 of the demo where features are the digit classifier's."""
+    """None for 50,000."""
     sampler: str | None = None
     steps: int | None = None
     cfg_scale: float | None = None
@@ -72,16 +72,21 @@ def resolve(run: Path, options: RunOptions) -> tuple[Resolved, RunOptions]:
     return resolved, options
 
 
-def sample_run(run: Path, options: RunOptions, accelerator: Accelerator) -> Path:
-    """The sample file of a run, in its folder `evaluation`, filled up; every process must call this."""
-    resolved, options = resolve(run, options)
+def sample_run(resolved: Resolved, options: RunOptions, accelerator: Accelerator) -> Path:
+    """The sample file of a run, in its folder `evaluation`, filled up; every process must call this.
+
+    Takes what `resolve` gives.
+    """
     checkpoint = Path(resolved.request.run)
     labels, num = options.labels or "random", options.num or 50_000
     request = repr(replace(resolved.request, run="", batch_size=0))
     key = content_key([request.encode(), labels.encode(), str(num).encode()])[:12]
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     path = run / "evaluation" / f"{checkpoint.name}-{key}.npz"
-    path.parent.mkdir(exist_ok=True)
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {path.parent} for the samples ({error.strerror})") from error
     accelerator.print(f"samples: {path}")
     sample_file(resolved, num, labels, path, accelerator)
     return path

@@ -12,22 +12,14 @@ import torch
 from accelerate import Accelerator
 
 from gspn_dit.evaluation import metrics, uncertainty
+from gspn_dit.evaluation.described import describe_reference, describe_samples
 from gspn_dit.evaluation.extraction import Statistics, extract
-from gspn_dit.evaluation.images import Images, open_images
-from gspn_dit.evaluation.networks import Digits, Inception, Network, find_weights
-from gspn_dit.evaluation.references import (
-    Reference,
-    check_reference,
-    load_reference,
-    reference_hash,
-    save_reference,
-)
+from gspn_dit.evaluation.images import open_images
+from gspn_dit.evaluation.networks import Digits, Inception, Network, check_weights, find_weights
+from gspn_dit.evaluation.references import Reference, check_reference, load_reference, save_reference
 from gspn_dit.evaluation.verdict import COMPARABLE, departures, reasons_against
-from gspn_dit.sample_file import read_settings
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
-STATED = ("labels", "ema", "sampler", "steps", "cfg_scale", "cfg_interval", "decoder", "seed", "objective")
-TRACED = ("checkpoint", "model", "parameters", "training_step", "training_images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +39,7 @@ class Options:
     save_reference: str | None = None
     """Where to write the reference's statistics."""
     stated: dict = field(default_factory=dict)
-    """What is known of the samples and not written beside them, under the keys of STATED."""
+    """What is known of the samples and not written beside them, under the keys of `described.STATED`."""
     preset: str | None = None
     """A preset that the samples must have been made with."""
 
@@ -75,8 +67,10 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
     Raises `UserError` for whatever is wrong with an input, where possible before a network is loaded.
     """
     images = open_images(samples)
-    check_reference(reference)
-    network = create_network(options, accelerator.device)
+    description = describe_samples(samples, images, options.stated)
+    check_inputs(reference, options, accelerator)
+    with accelerator.main_process_first():  # the first may have to train it
+        network = create_network(options, accelerator.device)
     stages = Stages(accelerator.print)
     with stages("reference"):
         real = load_reference(reference, network, accelerator, options.batch_size)
@@ -90,12 +84,13 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
         save_reference(real, Path(options.save_reference))
     scores = compute(statistics, real, options, accelerator.device, stages)
     settings = {
-        **describe_samples(samples, images, options),
+        **description,
         **describe_reference(reference, real),
         "features": options.features,
         "network": network.identity,
         "inception_published": network.published,
         "kid_subsets": metrics.KID_SUBSETS,
+        "processes": accelerator.num_processes,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": {name: version(name) for name in ("torch", "torch-fidelity")},
         "seconds": stages.seconds,
@@ -104,33 +99,23 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
     return {**scores, "comparable": not reasons, "reasons": reasons, "settings": settings}
 
 
+def check_inputs(reference: str, options: Options, accelerator: Accelerator) -> None:
+    """Raise `UserError` for a reference or weights that cannot be used; every process must call this."""
+    check_reference(reference)
+    with accelerator.main_process_first():  # the first may have to download the weights
+        check_network(options)
+
+
+def check_network(options: Options) -> None:
+    """Raise `UserError` for Inception's weights that are not to be had or not weights."""
+    if options.features == "inception":
+        check_weights(find_weights(options.inception_weights))
+
+
 def create_network(options: Options, device: torch.device) -> Network:
     if options.features == "digits":
         return Digits()
     return Inception(find_weights(options.inception_weights), device)
-
-
-def describe_samples(path: Path, images: Images, options: Options) -> dict:
-    """What the samples are and, as far as it is written beside them or stated, what made them."""
-    written = {**(read_settings(path) or {}), **options.stated}
-    return {
-        "path": str(path),
-        "samples": len(images),
-        "sample_size": list(images.size),
-        "lossy": images.lossy,
-        **{key: written.get(key) for key in (*STATED, *TRACED)},
-    }
-
-
-def describe_reference(path: str, reference: Reference) -> dict:
-    return {
-        "reference": reference.name,
-        "reference_kind": reference.kind,
-        "reference_hash": reference_hash(path),
-        "reference_size": list(reference.size) if reference.size else None,
-        "reference_images": reference.count,
-        "reference_virtual": reference.virtual,
-    }
 
 
 def compute(
@@ -174,6 +159,11 @@ def compute(
     with attempt("KID"):
         real = present(reference.features, "the reference holds no images")
         scores["kid"], scores["kid_std"] = metrics.kernel_distance(samples.features, real)
+        subset = min(metrics.KID_SUBSET_SIZE, len(samples.features), len(real))
+        if subset < metrics.KID_SUBSET_SIZE:
+            notes.append(
+                f"KID in subsets of {subset}, not {metrics.KID_SUBSET_SIZE:,}: there are too few images"
+            )
     return {**scores, "errors": errors, "notes": notes}
 
 
@@ -184,38 +174,59 @@ def present(value, otherwise: str):
     return value
 
 
+SHOWN = {
+    "fid": ("FID", 2),
+    "sfid": ("sFID", 2),
+    "is": ("IS", 2),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "kid": ("KID", 5),
+    "fid_inf": ("FID at infinite samples", 2),
+}
+"""Name and decimals of each score where people read it."""
+
+
 def format_scores(result: dict) -> str:
     """Scores with what decides them, and the verdict."""
-    names = {
-        "fid": "FID",
-        "sfid": "sFID",
-        "is": "IS",
-        "precision": "precision",
-        "recall": "recall",
-        "kid": "KID",
-    }
-    digits = {"fid": 2, "sfid": 2, "is": 2, "precision": 3, "recall": 3, "kid": 5, "fid_inf": 2}
-    lines = []
-    for key, name in {**names, "fid_inf": "FID at infinite samples"}.items():
-        if key == "fid_inf" and key not in result:
-            continue
-        value, error = result[key], result["errors"].get(key)
-        text = "-" if value is None else f"{value:.{digits[key]}f}"
-        lines.append(f"{name:<24}{text:>10}" + (f"  ± {error:.{digits[key]}f}" if error is not None else ""))
-    lines += result["notes"]
-    settings = result["settings"]
-    guidance = settings["cfg_scale"]
-    known = {
-        "samples": f"{settings['samples']:,} of {settings['path']}",
-        "reference": f"{settings['reference']} ({settings['reference_kind']})",
-        "labels": settings["labels"],
-        "steps": settings["steps"] and f"{settings['steps']} of {settings['sampler']}",
-        "guidance": guidance and ("none" if guidance == 1 else f"{guidance:g}"),
-        "decoder": settings["decoder"],
-        "weights": {True: "EMA", False: "last", None: None}[settings["ema"]],
-        "features": settings["network"],
-    }
+    known = deciding(result["settings"])
+    lines = [*score_lines(result), *result["notes"]]
     lines += [f"{key}: {value or 'not stated'}" for key, value in known.items()]
     lines.append(COMPARABLE if result["comparable"] else "not comparable with published scores:")
     lines += [f"  - {reason}" for reason in result["reasons"]]
     return "\n".join(lines)
+
+
+def score_lines(result: dict) -> list[str]:
+    """A line for each score, with its standard error where there is one."""
+    lines = []
+    for key, (name, decimals) in SHOWN.items():
+        if key not in result:  # what was not asked for
+            continue
+        value, error = result[key], result["errors"].get(key)
+        text = "-" if value is None else f"{value:.{decimals}f}"
+        lines.append(f"{name:<24}{text:>10}" + (f"  ± {error:.{decimals}f}" if error is not None else ""))
+    return lines
+
+
+def deciding(settings: dict) -> dict[str, str | None]:
+    """What decides the scores, for people; None for what nobody says."""
+    model, step, scale = settings["model"], settings["training_step"], settings["cfg_scale"]
+    interval, checkpoint = settings["cfg_interval"], settings["checkpoint"]
+    reference = [settings["reference_kind"]]
+    reference += [f"sha256 {settings['reference_hash']}"] if settings["reference_hash"] else []
+    return {
+        "samples": f"{settings['samples']:,} of {settings['path']}",
+        "reference": f"{settings['reference']} ({', '.join(reference)})",
+        "model": model
+        and model
+        + (f", step {step:,}" if step is not None else "")
+        + (f", checkpoint {checkpoint[:8]}" if checkpoint else ""),
+        "labels": settings["labels"],
+        "steps": settings["steps"]
+        and f"{settings['steps']} of {settings['sampler'] or 'an unstated sampler'}",
+        "guidance": scale
+        and ("none" if scale == 1 else f"{scale:g}" + (f" for t in {interval}" if interval else "")),
+        "decoder": settings["decoder"],
+        "weights": {True: "EMA", False: "last", None: None}[settings["ema"]],
+        "features": settings["network"],
+    }

@@ -89,6 +89,30 @@ def mixed_sizes(path):
     Image.fromarray(random_images(1, 0, size=6)[0]).save(path / "999.png")
 
 
+def sixteen_bits(path):
+    path.mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(path / f"{i}.png")
+
+
+def shorter_than_its_shape(path, compression=zipfile.ZIP_STORED):
+    """Whole as an archive; the array's header promises more images than there are bytes."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|u1", "fortran_order": False, "shape": (4, 5, 5, 3)}
+    )
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("arr_0.npy", buffer.getvalue() + bytes(3 * 75))
+
+
+def encrypted(path):
+    """As good as: an archive that says that its array is."""
+    np.savez(path, arr_0=random_images(4, 0))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
 def broken_image(path):
     write_folder(path, random_images(2, 0, size=5))
     buffer = io.BytesIO()
@@ -124,6 +148,14 @@ def broken_image(path):
         ("f", lambda p: write_folder(p, random_images(1, 0)), "holds 1 images"),
         ("f", mixed_sizes, "999.png is 6x6, the images before it 5x5"),
         ("f", broken_image, "999.png cannot be read as an image"),
+        ("f", sixteen_bits, "0.png has pixels of mode I;16; expected 8 bits a channel"),
+        ("s.npz", encrypted, "is damaged"),
+        ("s.npz", shorter_than_its_shape, "arr_0 is not as long as its shape (4, 5, 5, 3) says"),
+        (
+            "s.npz",
+            lambda p: shorter_than_its_shape(p, zipfile.ZIP_DEFLATED),
+            "arr_0 is not as long as its shape (4, 5, 5, 3) says",
+        ),
         ("absent", lambda p: None, "no such file or folder"),
     ],
 )

@@ -25,6 +25,8 @@ SCORES = {
         "training_step": 400_000,
         "training_images": 102_400_000,
         "cfg_scale": 1.0,
+        "reference": "VIRTUAL_imagenet256_labeled.npz",
+        "reference_hash": "0123",
         "checkpoint": "0123456789abcdef",
         "steps": 250,
         "date": "2026-01-02",
@@ -57,7 +59,9 @@ def test_measured_and_published_rows_in_one_table(results, capsys):
     ):
         assert f"| {cell} |" in measured, cell
     published = next(line for line in table if line.startswith("| GSPN-XL/2"))
-    assert "[^" in published and "| 15.26 |" in published and "GSPN README (primary)" in published
+    assert "| 15.26 |" in published and "GSPN README (primary)" in published
+    assert published.startswith("| GSPN-XL/2[^") and published.count("| 0.670[^") == 2  # precision = recall
+    assert next(line for line in table if line.startswith("| GSPN-L/2")).count("[^") == 1
     assert any(line.startswith("[^") and "doubtful" in line for line in table)
     assert any(line.startswith("[^") and "10,000 samples" in line for line in table)
     rows = [line.split(" | ") for line in table if line.startswith("| ") and "FID ↓" not in line]
@@ -72,16 +76,38 @@ def test_the_same_measurement_again_replaces_the_row(results):
     leaderboard.record(results, again)
     other = {**SCORES, "settings": {**SCORES["settings"], "steps": 50}}
     leaderboard.record(results, other)
-    assert [entry["fid"] for entry in json.loads((results / "leaderboard.json").read_text())] == [
-        30.0,
-        31.237,
-    ]
+    assert [entry["fid"] for entry in leaderboard.read_entries(results)] == [30.0, 31.237]
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        ({"path": "elsewhere", "reference": "/data/VIRTUAL_imagenet256_labeled.npz"}, 1),
+        ({"checkpoint": "fedcba9876543210"}, 2),
+        ({"reference_hash": "4567"}, 2),
+    ],
+)
+def test_contents_tell_measurements_apart(change, rows, results):
+    for entry in (SCORES, {**SCORES, "settings": {**SCORES["settings"], **change}}):
+        leaderboard.record(results, entry)
+    assert len(leaderboard.read_entries(results)) == rows
+
+
+def test_where_contents_have_no_hash_their_place_tells_measurements_apart(results):
+    for path, reference in (("a.npz", "x"), ("b.npz", "x"), ("b.npz", "y"), ("b.npz", "y")):
+        of_others = {"checkpoint": None, "path": path, "reference": reference, "reference_hash": None}
+        leaderboard.record(results, {**SCORES, "settings": {**SCORES["settings"], **of_others}})
+    assert len(leaderboard.read_entries(results)) == 3
 
 
 def test_a_spoilt_leaderboard_is_named(results):
     (results / "leaderboard.json").write_text("[")
     with pytest.raises(UserError, match=r"leaderboard.json is not JSON"):
         leaderboard.measured_rows(results)
+    for spoilt in ([{"fid": 1.0}], [1], 1, [{**SCORES, "fid": "low"}], [{**SCORES, "settings": None}]):
+        (results / "leaderboard.json").write_text(json.dumps(spoilt))
+        with pytest.raises(UserError, match=r"is not a list of scores as --record writes them"):
+            leaderboard.measured_rows(results)
     (results / "published.csv").unlink()
     with pytest.raises(UserError, match=r"cannot read .*published.csv"):
         leaderboard.published_rows(results)
