@@ -94,6 +94,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(
             "--record: the leaderboard is of Inception's scores; those of --features digits are others"
         )
+    if arguments.inception_weights and arguments.features == "digits":
+        raise UserError("--inception-weights has no effect on --features digits: leave out one")
     if arguments.record:
         check_leaderboard(Path(arguments.results))
     for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):
@@ -203,11 +205,14 @@ def report(result: dict, arguments: argparse.Namespace) -> None:
     from gspn_dit.files import replacing
 
     print(format_scores(result))
-    if arguments.json:
-        with replacing(arguments.json) as file:
-            file.write((json.dumps(result, indent=1) + "\n").encode())
-    if arguments.record:
-        record(Path(arguments.results), result)
+    try:
+        if arguments.json:
+            with replacing(arguments.json) as file:
+                file.write((json.dumps(result, indent=1) + "\n").encode())
+        if arguments.record:
+            record(Path(arguments.results), result)
+    except OSError as error:
+        raise UserError(f"the scores above could not be written: {error}") from error
 
 
 def golden(arguments: argparse.Namespace, accelerator) -> int:
@@ -240,7 +245,7 @@ def compare(runs: Sequence[str]) -> int:
     try:
         print(format_table(*scores))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"scores.json of a run lacks {error}: take one that train.py wrote") from error
+        raise UserError(f"scores.json of a run is not as train.py writes it ({error!r})") from error
     return 0
 
 

@@ -66,8 +66,11 @@ def plot(axis: Any, row: Row, column: str) -> None:
     axis.plot(row.number(column), row.number("fid"), marker, color=colour, ms=size, mfc=fill)
 
 
-def name_marks(axis: Any, rows: list[Row], column: str) -> None:
-    """Write each row's model beside its mark, where it covers no other name and no mark if there is such a place."""
+def name_marks(axis: Any, rows: list[Row], column: str) -> list[Any]:
+    """Write each row's model beside its mark, on no other name and no mark where there is such a place.
+
+    Returns the boxes of the names, in pixels.
+    """
     marks = axis.transData.transform([(row.number(column), row.number("fid")) for row in rows])
     taken: list[Any] = []
     for row in sorted(rows, key=lambda row: row.number("fid")):
@@ -79,6 +82,7 @@ def name_marks(axis: Any, rows: list[Row], column: str) -> None:
         else:
             _, box = write_name(axis, row, column, *PLACES[0])
         taken.append(box)
+    return taken
 
 
 def write_name(axis: Any, row: Row, column: str, move: int, side: int) -> tuple[Any, Any]:

@@ -49,17 +49,19 @@ def published_rows(results: Path) -> list[Row]:
     path = results / "published.csv"
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            return [published_row(row) for row in csv.DictReader(file)]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; it comes with the repository") from error
-    return [Row(published_cells(row), False, row["note"], tuple(row["doubtful"].split())) for row in rows]
+    except (KeyError, AttributeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not as it comes with the repository ({error!r})") from error
 
 
-def published_cells(row: dict[str, str]) -> dict[str, str]:
+def published_row(row: dict[str, str]) -> Row:
     scale = row["cfg_scale"]
     guidance = f"{row['guidance']} {scale}" if row["guidance"] != "none" else "none"
     source = f"{row['source']} ({row['verified']})"
-    return {**{column: row.get(column, "") for column in COLUMNS}, "guidance": guidance, "source": source}
+    cells = {**{column: row[column] for column in COLUMNS}, "guidance": guidance, "source": source}
+    return Row(cells, False, row["note"], tuple(row["doubtful"].split()))
 
 
 def measured_rows(results: Path) -> list[Row]:

@@ -53,6 +53,7 @@ def with_preset(options: RunOptions) -> RunOptions:
 def resolve(run: Path, options: RunOptions) -> tuple[Resolved, RunOptions]:
     """Every choice made and checked, without loading a weight."""
     options = with_preset(options)
+    check_objective(run, options.preset)
     resolved = Request(
         run=str(run),
         ema=options.ema,
@@ -63,13 +64,19 @@ def resolve(run: Path, options: RunOptions) -> tuple[Resolved, RunOptions]:
         vae=options.vae,
         batch_size=options.batch_size,
     ).resolve()
-    if options.preset:
-        objective, expected = resolved.config.diffusion.objective, PRESETS[options.preset].objective
-        if objective != expected:
-            raise UserError(
-                f"--preset {options.preset} is for {expected} models; {run} is of a {objective} model"
-            )
     return resolved, options
+
+
+def check_objective(run: Path, preset: str | None) -> None:
+    """Raise `UserError` for a model that was not trained with the preset's objective."""
+    if preset is None:
+        return
+    objective, expected = (
+        Request(run=str(run)).resolve().config.diffusion.objective,
+        PRESETS[preset].objective,
+    )
+    if objective != expected:
+        raise UserError(f"--preset {preset} is for {expected} models; {run} is of a {objective} model")
 
 
 def sample_run(resolved: Resolved, options: RunOptions, accelerator: Accelerator) -> Path:

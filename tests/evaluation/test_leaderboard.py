@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import eval_fid
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation import leaderboard
+from gspn_dit.evaluation import chart, leaderboard
 
 SCORES = {
     "fid": 31.237,
@@ -79,6 +80,45 @@ def test_the_same_measurement_again_replaces_the_row(results):
     assert [entry["fid"] for entry in leaderboard.read_entries(results)] == [30.0, 31.237]
 
 
+def row(model="m", fid="20", params="130", guidance="none", measured=False, note=""):
+    cells = dict.fromkeys(leaderboard.COLUMNS, "")
+    cells |= {"model": model, "fid": fid, "params_m": params, "guidance": guidance}
+    return leaderboard.Row(cells, measured, note)
+
+
+def drawn(tmp_path, *rows, colour):
+    """How many pixels of the chart are of a colour."""
+    chart.draw(list(rows), tmp_path / "chart.png")
+    return int((np.array(Image.open(tmp_path / "chart.png").convert("RGB")) == colour).all(axis=2).sum())
+
+
+def test_measured_published_and_doubtful_rows_are_drawn_apart(tmp_path):
+    red, blue = (214, 39, 40), (31, 119, 180)
+    published, measured = row(), row(measured=True)
+    assert drawn(tmp_path, published, colour=red) == 0 == drawn(tmp_path, measured, colour=blue)
+    assert (
+        drawn(tmp_path, measured, colour=red)
+        > 2 * drawn(tmp_path, row(measured=True, note="?"), colour=red)
+        > 0
+    )
+    assert drawn(tmp_path, published, colour=blue) > 2 * drawn(tmp_path, row(note="?"), colour=blue) > 0
+    assert drawn(tmp_path, row(guidance="cfg 1.5"), colour=blue) == 0
+    assert drawn(tmp_path, row(fid=""), row(params=""), colour=blue) == 0
+
+
+def test_names_in_the_chart_cover_neither_each_other_nor_a_mark():
+    from matplotlib.figure import Figure
+
+    axis = Figure(figsize=(7, 8)).subplots()
+    axis.set(xscale="log", yscale="log", xlim=(50, 300), ylim=(5, 50))
+    rows = [row(f"a model {i}", str(20 + i / 4), str(130 + i % 2)) for i in range(12)]
+    boxes = chart.name_marks(axis, rows, "params_m")
+    marks = axis.transData.transform([(r.number("params_m"), r.number("fid")) for r in rows])
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i]) and not box.count_contains(marks)
+        assert axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1)
+
+
 @pytest.mark.parametrize(
     ("change", "rows"),
     [
@@ -108,6 +148,10 @@ def test_a_spoilt_leaderboard_is_named(results):
         (results / "leaderboard.json").write_text(json.dumps(spoilt))
         with pytest.raises(UserError, match=r"is not a list of scores as --record writes them"):
             leaderboard.measured_rows(results)
+    for spoilt in (b"x,y\n1,2\n", b"\xff\xfe\x00"):
+        (results / "published.csv").write_bytes(spoilt)
+        with pytest.raises(UserError, match=r"published.csv is not as it comes with the repository"):
+            leaderboard.published_rows(results)
     (results / "published.csv").unlink()
     with pytest.raises(UserError, match=r"cannot read .*published.csv"):
         leaderboard.published_rows(results)

@@ -43,6 +43,10 @@ def test_adm_statistics_are_used_and_their_images_are_for_recall(files):
         assert adm[key] == some[key]
     assert adm["fid"] != pytest.approx(some["fid"], rel=1e-3) and adm["recall"] != everything["recall"]
     assert adm["settings"]["reference_size"] == [32, 32]
+    for key, count in (("precision", 40), ("recall", 60)):
+        share = everything[key]
+        assert 0 < share < 1
+        assert everything["errors"][key] == pytest.approx(np.sqrt(share * (1 - share) / count), rel=1e-9)
 
 
 @pytest.mark.parametrize("reference", [ADM, "all.npz"])

@@ -124,7 +124,8 @@ def test_demo_runs_side_by_side(tmp_path, capsys):
         ("--golden . --leaderboard", "--leaderboard stands alone"),
         ("text --reference r.npz", "text is not an npz, or is cut short"),
         ("s.npz --reference text", "text is not an npz, or is cut short"),
-        ("--compare lacking", "scores.json of a run lacks 'model'"),
+        ("--compare lacking", "scores.json of a run is not as train.py writes it (KeyError('model'))"),
+        ("s.npz --reference r.npz --features digits --inception-weights text", "has no effect"),
         ("--leaderboard --results text", "cannot read text/published.csv"),
         ("--golden .", ". lacks VIRTUAL_imagenet256_labeled.npz and admnet_guided_upsampled_imagenet256.npz"),
     ],
@@ -150,7 +151,7 @@ def test_bad_input_for_a_run_is_one_line_before_anything_is_sampled(tmp_path):
     for options, message in (
         ("--preset paper --steps 50", "--steps 50: --preset paper pins it to 250"),
         ("--preset paper --weights last", "pins it to ema"),
-        ("--preset paper", "sampler is 'ddpm'; expected one of heun, euler for a flow model"),
+        ("--preset paper", "--preset paper is for ddpm models; .*/run is of a flow model"),
         ("--cfg-scale 0.9", "--cfg-scale 0.9: expected 1.0"),
         ("--num 1", "--num 1: expected at least 2"),
         ("--num 4 --inception-weights absent", "--inception-weights absent: no such file"),
@@ -173,10 +174,14 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
 
 
 def test_the_golden_numbers_agree_or_differ():
-    near = {name: value * 1.005 for name, value in golden.PUBLISHED.items()}
+    published = {"is": 215.8, "fid": 3.94, "sfid": 6.14, "precision": 0.826, "recall": 0.531}
+    near = {name: value * 1.009 for name, value in published.items()}
     assert golden.compare(near)[1]
-    table, agreed = golden.compare({**near, "sfid": 299.0})
-    assert not agreed and "differs" in next(line for line in table.splitlines() if line.startswith("sfid"))
+    for name, value in published.items():
+        for wrong in (value * 1.011, value * 0.989, None):
+            table, agreed = golden.compare({**near, name: wrong})
+            (line,) = (line for line in table.splitlines() if "differs" in line)
+            assert not agreed and line.startswith(name)
 
 
 def test_the_golden_files_that_are_missing_are_all_named_and_where_to_get_them(tmp_path):
