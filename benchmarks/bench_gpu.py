@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from gspn_dit.errors import UserError, run  # noqa: E402
-from ops.scan import BACKENDS  # noqa: E402
+from ops.library import BACKENDS  # noqa: E402
 
 
 class Report:

@@ -14,7 +14,8 @@ _ENTRY = re.compile(
     re.S,
 )
 _NAME = re.compile(
-    r"(scan_forward|scan_backward|sum_parts)_kernelI(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb(\d)ELb(\d)E)?"
+    r"(scan_forward|scan_backward|sum_parts|merge_forward|merge_backward)_kernel"
+    r"I(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb(\d)ELb(\d)E)?"
 )
 
 
@@ -22,7 +23,7 @@ class Kernel(NamedTuple):
     """One kernel for one architecture."""
 
     architecture: str
-    pass_: str  # scan_forward, scan_backward or sum_parts
+    pass_: str  # scan_forward, scan_backward, sum_parts, merge_forward or merge_backward
     dtype: str
     vector: int  # channels in a thread
     grouped: bool  # channels share logits

@@ -29,7 +29,7 @@ from benchmarks.scan_cost import (  # noqa: E402
     scratch_bytes,
 )
 from gspn_dit.errors import UserError, run  # noqa: E402
-from ops.scan import BACKENDS, LIBRARY  # noqa: E402
+from ops.library import BACKENDS, LIBRARY  # noqa: E402
 
 ARCHITECTURE, PROCESSORS = "sm_90", 132
 

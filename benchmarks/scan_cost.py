@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ops.arguments import DIRECTIONS
-from ops.scan import LIBRARY
+from ops.library import LIBRARY
 
 SHARED_PER_BLOCK = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 

@@ -6,14 +6,14 @@ import sys
 
 import torch
 
-from ops.scan import BACKENDS, LIBRARY
+from ops.library import BACKENDS, LIBRARY
 
 
 def main() -> int:
     """Print the report; exit status 1 when nothing is built."""
     print(f"torch      {torch.__version__} (CUDA {torch.version.cuda or 'none'})")
     if not BACKENDS:
-        print("scan       not built: run `make build`")
+        print("scan       not built, or from older sources: run `make build`")
         return 1
     built = json.loads((LIBRARY.parent / "build.json").read_text())
     instruction_set = ctypes.CDLL(str(LIBRARY)).gspn_cpu_instruction_set

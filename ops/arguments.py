@@ -1,4 +1,4 @@
-"""What a scan accepts, checked once for the compiled op and for the reference."""
+"""What the operators accept, checked once for the compiled ones and for their references."""
 
 import torch
 
@@ -16,17 +16,7 @@ def check_arguments(
     normalization: str,
 ) -> None:
     """Raise TypeError or ValueError that names the argument, its value and what was expected."""
-    tensors = {"x": x, "lam": lam, "logits": logits}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x has dtype {x.dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    for name, tensor in tensors.items():
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; expected {x.dtype}, the dtype of x")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}; expected {x.device}, the device of x")
+    _check_tensors(x=x, lam=lam, logits=logits)
     _check_directions(directions)
     _check_shapes(x, lam, logits, len(directions))
     if isinstance(segment, bool) or not isinstance(segment, int):
@@ -37,6 +27,32 @@ def check_arguments(
         )
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
+
+
+def check_merge(h: torch.Tensor, u: torch.Tensor) -> None:
+    """Raise TypeError or ValueError as `check_arguments` does."""
+    _check_tensors(h=h, u=u)
+    if h.dim() < 2:
+        raise ValueError(f"h has shape {tuple(h.shape)}; expected (..., K, C)")
+    if h.shape[-2] < 1:
+        raise ValueError(f"h has shape {tuple(h.shape)}; expected (..., K, C) with at least one direction")
+    if u.shape != h.shape:
+        raise ValueError(f"u has shape {tuple(u.shape)}; expected {tuple(h.shape)}, the shape of h")
+
+
+def _check_tensors(**tensors: torch.Tensor) -> None:
+    """All are tensors of one dtype that the kernels know, on one device: those of the first."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor")
+    lead, first = next(iter(tensors.items()))
+    if first.dtype not in DTYPES:
+        raise TypeError(f"{lead} has dtype {first.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    for name, tensor in tensors.items():
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; expected {first.dtype}, the dtype of {lead}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name} is on {tensor.device}; expected {first.device}, the device of {lead}")
 
 
 def _check_directions(directions: tuple[str, ...]) -> None:

@@ -25,9 +25,11 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent / "csrc"
 LIBRARY_NAME = "libgspn.so"
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+USUAL_COMPILER = "/usr/local/cuda/bin"
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: the oldest torch that loads the library
 
-# scan_cpu_kernel.cpp is compiled once per instruction set; scan_cpu.cpp chooses at load.
+# These are compiled once per instruction set; scan_cpu.cpp chooses at load.
+CPU_KERNELS = ("scan_cpu_kernel", "merge_cpu_kernel")
 X86_KERNELS = {"kBaselineKernels": "x86-64", "kAvx2Kernels": "x86-64-v3", "kAvx512Kernels": "x86-64-v4"}
 
 
@@ -52,7 +54,7 @@ def torch_versions() -> tuple[str, str | None]:
 
 
 def find_cuda(scratch: Path) -> Path | None:
-    """Return a CUDA toolkit whose major version is torch's: $CUDA_HOME, then PyPI's, then the nvcc on PATH."""
+    """Return a CUDA toolkit of torch's major version: $CUDA_HOME, PyPI's, the nvcc on PATH, or /usr/local/cuda."""
     _, cuda = torch_versions()
     if cuda is None:
         return None
@@ -64,10 +66,18 @@ def find_cuda(scratch: Path) -> Path | None:
     wheel = torch_folder().parent / "nvidia" / f"cu{cuda.split('.')[0]}"
     if (wheel / "bin" / "nvcc").exists():
         return arrange_wheel(wheel, scratch / "cuda_home")
-    nvcc = shutil.which("nvcc")
-    if nvcc and nvcc_version(Path(nvcc)).split(".")[0] == cuda.split(".")[0]:
-        return Path(nvcc).resolve().parent.parent
+    for nvcc in filter(None, (shutil.which("nvcc"), shutil.which("nvcc", path=USUAL_COMPILER))):
+        if nvcc_version(Path(nvcc)).split(".")[0] == cuda.split(".")[0]:
+            return toolkit_of(Path(nvcc))
     return None
+
+
+def toolkit_of(nvcc: Path) -> Path:
+    """Return the folder of the toolkit behind `nvcc`, which may be a link or a script that calls the compiler."""
+    command = [str(nvcc), "--dryrun", "-x", "cu", "-E", os.devnull]
+    text = subprocess.run(command, capture_output=True, text=True).stderr
+    here = re.search(r"^#\$ _HERE_=(.+)$", text, re.M)
+    return (Path(here[1]) if here else nvcc.resolve().parent).resolve().parent
 
 
 def arrange_wheel(wheel: Path, home: Path) -> Path:
@@ -80,6 +90,9 @@ def arrange_wheel(wheel: Path, home: Path) -> Path:
         home / name: wheel / name for name in ("bin", "include", "nvvm", "cccl") if (wheel / name).exists()
     }
     links[home / "lib64" / "libcudart.so"] = runtime
+    for archive in ("libcudart_static.a", "libcudadevrt.a"):  # the second for nvcc, where it links itself
+        if (wheel / "lib" / archive).exists():
+            links[home / "lib64" / archive] = wheel / "lib" / archive
     for link, target in links.items():
         if not link.is_symlink() or link.resolve() != target.resolve():
             link.unlink(missing_ok=True)
@@ -124,14 +137,15 @@ def compile_commands(cuda_home: Path | None) -> dict[str, list[str]]:
         nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-isystem", str(cuda_home / "include")]
         for source in sorted(SOURCES.glob("*.cu")):
             commands[source.stem + ".cu.o"] = [*nvcc, "-c", str(source)]
-    kernel = SOURCES / "scan_cpu_kernel.cpp"
     x86 = platform.machine() in ("x86_64", "AMD64")
     for table, march in (X86_KERNELS if x86 else {"kBaselineKernels": ""}).items():
         flags = [f"-DGSPN_KERNELS={table}", f'-DGSPN_KERNELS_NAME="{march or platform.machine()}"']
         flags += [f"-march={march}"] if march else []
         # Neither errno nor trapped exceptions are used; without them conditional code becomes vector selects.
-        commands[table + ".o"] = [*host, "-fno-math-errno", "-fno-trapping-math", *flags, "-c", str(kernel)]
-    for name in ("gspn", "scan_cpu"):
+        flags += ["-fno-math-errno", "-fno-trapping-math"]
+        for name in CPU_KERNELS:
+            commands[f"{name}.{table}.o"] = [*host, *flags, "-c", str(SOURCES / f"{name}.cpp")]
+    for name in ("gspn", "scan_cpu", "merge_cpu"):
         commands[name + ".o"] = [*host, "-c", str(SOURCES / f"{name}.cpp")]
     return commands
 
@@ -169,17 +183,28 @@ def compile_object(name: str, command: list[str], folder: Path) -> Path:
     return target
 
 
+def cuda_runtime(cuda_home: Path) -> list[str]:
+    """The linker's arguments for CUDA's runtime: its own copy where the toolkit has one to link.
+
+    torch brings the runtime of the CUDA that it was built with, such as libcudart.so.12 or .13, and a library that
+    needs one of them would load with those torches alone.
+    """
+    name = "libcudart_static.a"
+    if any((cuda_home / folder / name).exists() for folder in ("lib64", "lib")):
+        return [f"-l:{name}", f"-Wl,--exclude-libs,{name}", "-lrt", "-lpthread", "-ldl"]
+    return ["-lcudart"]
+
+
 def link(objects: list[Path], cuda_home: Path | None, library: Path) -> None:
     """Link aside and rename, so that an interrupted build leaves no broken library."""
     torch_library = torch_folder() / "lib"
     partial = library.with_suffix(f".{os.getpid()}.tmp")
     command = [*shlex.split(os.environ.get("CXX", "g++")), "-shared", "-o", str(partial), *map(str, objects)]
-    command += [f"-L{torch_library}", "-ltorch_cpu", "-ltorch"]
+    # libtorch.so needs libtorch_cuda.so where there is one: what is taken from that is found through it, and a torch
+    # without CUDA loads the library too.
+    command += [f"-L{torch_library}", "-Wl,--no-as-needed", "-ltorch_cpu", "-ltorch"]
     if cuda_home:
-        command += [f"-L{cuda_home / 'lib64'}", f"-L{cuda_home / 'lib'}", "-lcudart"]
-        command += (
-            ["-Wl,--no-as-needed", "-ltorch_cuda"] if (torch_library / "libtorch_cuda.so").exists() else []
-        )
+        command += [f"-L{cuda_home / 'lib64'}", f"-L{cuda_home / 'lib'}", *cuda_runtime(cuda_home)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise BuildError(f"linking failed:\n{shlex.join(command)}\n{result.stderr}")

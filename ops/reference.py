@@ -7,7 +7,7 @@ read, not to be fast.
 import torch
 import torch.nn.functional as F
 
-from ops.arguments import DIRECTIONS, check_arguments
+from ops.arguments import DIRECTIONS, check_arguments, check_merge
 
 
 def gspn_scan_reference(
@@ -48,6 +48,16 @@ def normalize(logits: torch.Tensor, normalization: str) -> torch.Tensor:
         return F.logsigmoid(logits).masked_fill(missing, -torch.inf).softmax(dim=-2)
     weights = logits.sigmoid() if normalization == "sigmoid" else logits
     return weights.masked_fill(missing, 0)
+
+
+def gated_merge_reference(h: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Sum u * h over the directions; see `gated_merge` for arguments, shapes and errors.
+
+    Computes in float32 (float64 for float64) and rounds the result alone.
+    """
+    check_merge(h, u)
+    dtype = torch.promote_types(h.dtype, torch.float32)
+    return (u.to(dtype) * h.to(dtype)).sum(dim=-2).to(h.dtype)
 
 
 def _scan(lines: torch.Tensor, weights: torch.Tensor, segment: int) -> torch.Tensor:

@@ -1,24 +1,9 @@
-"""The compiled scan: loading, checks, autograd and fake kernels. The maths is in README.md."""
-
-from pathlib import Path
+"""The compiled scan: checks, autograd and fake kernels. The maths is in README.md."""
 
 import torch
 
 from ops.arguments import DIRECTIONS, NORMALIZATIONS, check_arguments
-
-LIBRARY = Path(__file__).resolve().parent / "lib" / "libgspn.so"
-
-
-def _load() -> tuple[str, ...]:
-    """Load the library if it is built; return the device types that it has kernels for."""
-    if not LIBRARY.exists():
-        return ()
-    torch.ops.load_library(str(LIBRARY))
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return tuple(kind for kind in ("cpu", "cuda") if has_kernel("gspn::scan", kind.upper()))
-
-
-BACKENDS = _load()
+from ops.library import BACKENDS, autocast, require_backend
 
 
 def gspn_scan(
@@ -53,40 +38,12 @@ def gspn_scan(
         ValueError, TypeError: an argument is wrong; the message names it, its value and what was expected.
         RuntimeError: the library has no kernels for the tensors' device; the message says how to build them.
     """
-    x, lam, logits = _autocast(x, lam, logits)
+    x, lam, logits = autocast(x, lam, logits)
     check_arguments(x, lam, logits, directions, segment, normalization)
-    _require_backend(x)
+    require_backend("x", x)
     codes = [DIRECTIONS.index(direction) for direction in directions]
     mode = NORMALIZATIONS.index(normalization)
     return torch.ops.gspn.scan(x.contiguous(), lam.contiguous(), logits.contiguous(), codes, segment, mode)
-
-
-def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    first = tensors[0]
-    if not isinstance(first, torch.Tensor) or first.device.type == "meta":
-        return tensors
-    device = first.device.type
-    if not torch.is_autocast_enabled(device) or first.dtype == torch.float64:
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in tensors)
-
-
-def _require_backend(x: torch.Tensor) -> None:
-    device = x.device.type
-    if not BACKENDS:
-        raise RuntimeError(
-            "the scan is not built: run `make build` (or `python ops/build.py`) in the repository"
-        )
-    if device not in (*BACKENDS, "meta"):
-        command = "make build CUDA=1" if device == "cuda" else "none exists"
-        raise RuntimeError(
-            f"the scan has no {device} kernels, only {', '.join(BACKENDS)}; to build them: {command}"
-        )
-    if device == "cuda" and x.dtype == torch.float64:
-        raise TypeError(
-            "x has dtype torch.float64, which the scan takes on the CPU alone; expected torch.float32"
-        )
 
 
 def _fake_scan(x, lam, logits, directions, segment, normalization):

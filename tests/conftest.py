@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ops.scan import BACKENDS
+from ops.library import BACKENDS
 
 DEVICES = ["cpu", *(["cuda"] if "cuda" in BACKENDS and torch.cuda.is_available() else [])]
 

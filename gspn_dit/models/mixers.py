@@ -11,7 +11,7 @@ from torch import nn
 
 from gspn_dit.models.basics import fan_in_normal_, normalize, xavier_
 from gspn_dit.models.settings import ModelSettings
-from ops import gspn_scan
+from ops import gated_merge, gspn_scan
 
 DIRECTIONS = ("right", "left", "down", "up")
 
@@ -95,13 +95,19 @@ class LineScan(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = self.bottleneck(x)  # (B, H, W, R)
-        lam = self.to_lam(z).unflatten(-1, (-1, self.width))  # (B, H, W, K, C)
-        maps = self._read_out(z, self.to_u) * self._scan(x, lam, z)  # (B, H, W, K, C)
-        if self.to_skip is not None:
-            maps = maps + self._read_out(z, self.to_skip) * x.unsqueeze(3)
+        lam = self._maps(z, self.to_lam.weight)  # (B, H, W, K, C)
+        h, u = self._scan(x, lam, z), self._maps(z, self._weighted(self.to_u))  # (B, H, W, K, C)
         if self.merge_linear is not None:
+            maps = u * h
+            if self.to_skip is not None:
+                maps = maps + self._maps(z, self.to_skip.weight) * x.unsqueeze(3)
             return self.merge_linear(maps.flatten(3))
-        return maps.sum(3)  # (B, H, W, C)
+        y = gated_merge(h, u)  # (B, H, W, C)
+        if self.to_skip is None:
+            return y
+        # All directions have the same x, so their gates are added up first, and that in the weights.
+        skip = F.linear(z, self._weighted(self.to_skip).unflatten(0, (-1, self.width)).sum(0))
+        return torch.addcmul(y, skip, x)
 
     def _scan(self, x: torch.Tensor, lam: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         if self.to_logits is None:
@@ -109,12 +115,16 @@ class LineScan(nn.Module):
         logits = self.to_logits(z).unflatten(-1, (-1, 3, self.groups))  # (B, H, W, K, 3, G)
         return gspn_scan(x, lam, logits, DIRECTIONS, self.segment, self.normalization)
 
-    def _read_out(self, z: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
-        """A gate (B, H, W, K, C) that carries the merge weights, spared from a pass over the maps."""
-        weight = projection.weight  # (K * C, R)
-        if self.merge_weight is not None:
-            weight = (weight.unflatten(0, (-1, self.width)) * self.merge_weight.unsqueeze(2)).flatten(0, 1)
+    def _maps(self, z: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, R) -> (B, H, W, K, C)"""
         return F.linear(z, weight).unflatten(-1, (-1, self.width))
+
+    def _weighted(self, projection: nn.Linear) -> torch.Tensor:
+        """A projection's weight (K * C, R) that carries the merge weights, spared from a pass over the maps."""
+        weight = projection.weight
+        if self.merge_weight is None:
+            return weight
+        return (weight.unflatten(0, (-1, self.width)) * self.merge_weight.unsqueeze(2)).flatten(0, 1)
 
 
 def _direction_maps(rank: int, channels: int) -> nn.Linear:

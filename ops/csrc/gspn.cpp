@@ -1,5 +1,6 @@
-// The schema of the scan. Kernels register themselves from scan_cpu.cpp and scan_cuda.cu; autograd and the fake
-// kernels are in scan.py. Only the stable ABI is used, so that one binary serves every torch from 2.10 on.
+// The schemas of the scan and of the gated merge. Kernels register themselves from *_cpu.cpp and *_cuda.cu; autograd
+// and the fake kernels are in scan.py and merge.py. Only the stable ABI is used, so that one binary serves every torch
+// from 2.10 on.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(gspn, m) {
@@ -8,4 +9,6 @@ STABLE_TORCH_LIBRARY(gspn, m) {
   m.def(
       "scan_backward(Tensor grad_h, Tensor x, Tensor lam, Tensor logits, Tensor h, int[] directions, "
       "int segment, int normalization) -> (Tensor, Tensor, Tensor)");
+  m.def("merge(Tensor h, Tensor u) -> Tensor");
+  m.def("merge_backward(Tensor grad_y, Tensor h, Tensor u) -> (Tensor, Tensor)");
 }

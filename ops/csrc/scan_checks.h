@@ -11,13 +11,14 @@
 
 namespace gspn {
 
-inline void check_like(const torch::stable::Tensor& tensor, const torch::stable::Tensor& expected, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == expected.scalar_type(), "gspn: ", name, " has another dtype than lam");
-  STD_TORCH_CHECK(tensor.device() == expected.device(), "gspn: ", name, " is on another device than lam");
+inline void check_like(const torch::stable::Tensor& tensor, const torch::stable::Tensor& expected, const char* name,
+                       const char* like = "lam") {
+  STD_TORCH_CHECK(tensor.scalar_type() == expected.scalar_type(), "gspn: ", name, " has another dtype than ", like);
+  STD_TORCH_CHECK(tensor.device() == expected.device(), "gspn: ", name, " is on another device than ", like);
   STD_TORCH_CHECK(tensor.is_contiguous(), "gspn: ", name, " must be contiguous");
-  STD_TORCH_CHECK(tensor.dim() == expected.dim(), "gspn: ", name, " has another shape than lam");
+  STD_TORCH_CHECK(tensor.dim() == expected.dim(), "gspn: ", name, " has another shape than ", like);
   for (int64_t i = 0; i < expected.dim(); i++)
-    STD_TORCH_CHECK(tensor.size(i) == expected.size(i), "gspn: ", name, " has another shape than lam");
+    STD_TORCH_CHECK(tensor.size(i) == expected.size(i), "gspn: ", name, " has another shape than ", like);
 }
 
 inline ScanShape checked_shape(const torch::stable::Tensor& x, const torch::stable::Tensor& lam,

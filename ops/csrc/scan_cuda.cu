@@ -1,14 +1,13 @@
 // The CUDA backend's entries: checks, device guard, current stream, plan, launch, launch check. Stable ABI only.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <tuple>
 #include <vector>
 
+#include "cuda_entry.cuh"
 #include "scan_checks.h"
 #include "scan_launch.cuh"
 
@@ -36,36 +35,13 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-template <typename Body>
-void with_element_type(const Tensor& tensor, Body&& body) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return body(float{});
-    case ScalarType::BFloat16: return body(bfloat16{});
-    case ScalarType::Half: return body(float16{});
-    default: STD_TORCH_CHECK(false, "gspn::scan: x must be float32, bfloat16 or float16 on CUDA");
-  }
-}
-
-cudaStream_t current_stream(int device) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-// The largest power of two, up to 16, that divides every address.
-int64_t common_alignment(std::initializer_list<const Tensor*> tensors) {
-  uintptr_t addresses = 16;
-  for (const Tensor* tensor : tensors) addresses |= reinterpret_cast<uintptr_t>(tensor->const_data_ptr());
-  return static_cast<int64_t>(addresses & -addresses);
-}
-
 ScanPlan checked_plan(const ScanShape& s, bool backward, const Tensor& x, int64_t alignment) {
   constexpr int64_t most = INT32_MAX;
   STD_TORCH_CHECK(s.pixels() <= most && s.directions * 3 * s.channels * 4 <= most,
                   "gspn: on CUDA a map has at most 2^31 - 1 pixels and 178,956,970 / K channels");
   DeviceLimits device{};
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index()));
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  check_cuda(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index()));
+  check_cuda(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
                                         x.get_device_index()));
   const ScanPlan plan = make_plan(s, backward, static_cast<int>(x.element_size()), alignment, device);
   STD_TORCH_CHECK(plan.vector > 0, "gspn: lines of ", Extent(s).length,
@@ -82,7 +58,7 @@ Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vecto
   if (h.numel() == 0) return h;
   const cudaStream_t stream = current_stream(x.get_device_index());
   const ScanPlan plan = checked_plan(shape, false, x, common_alignment({&x, &lam, &logits, &h}));
-  with_element_type(x, [&](auto element) {
+  with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
     const ForwardPointers<T> tensors{
         static_cast<const T*>(x.const_data_ptr()), static_cast<const T*>(lam.const_data_ptr()),
@@ -116,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
   const auto floats = [](const Tensor& tensor) {
     return tensor.numel() > 0 ? static_cast<float*>(tensor.mutable_data_ptr()) : nullptr;
   };
-  with_element_type(x, [&](auto element) {
+  with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
     const auto in = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
     const auto out = [](const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); };

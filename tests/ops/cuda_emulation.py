@@ -2,7 +2,7 @@
 
 import ctypes
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,10 +70,35 @@ class PlanReport(NamedTuple):
         return self.lanes * self.rows
 
 
+class Mutation(NamedTuple):
+    """A mistake in the source and what must be said about it."""
+
+    file: str
+    old: str
+    new: str
+    noticed: str
+
+
+def mutated(mutations: Iterable[Mutation]) -> Callable[[str, str], str]:
+    """The `edit` of `compile_emulation` that makes these mistakes."""
+
+    def edit(name: str, text: str) -> str:
+        for mutation in mutations:
+            if mutation.file == name:
+                assert mutation.old in text, f"{name} has no {mutation.old!r}: adapt the test"
+                text = text.replace(mutation.old, mutation.new)
+        return text
+
+    return edit
+
+
 def compile_emulation(
-    folder: Path, edit: Callable[[str, str], str] | None = None, level: str = "-O1"
+    folder: Path,
+    edit: Callable[[str, str], str] | None = None,
+    level: str = "-O1",
+    kernels: tuple[str, ...] = ("scan", "merge"),
 ) -> ctypes.CDLL:
-    """Compile the kernels for the host; `edit` (file name, text) -> text changes the source on its way."""
+    """Compile kernels for the host; `edit` (file name, text) -> text changes the source on its way."""
     sources = folder / "csrc"
     sources.mkdir(parents=True)
     for path in [*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")]:
@@ -81,11 +106,12 @@ def compile_emulation(
         (sources / path.name).write_text(edit(path.name, text) if edit else text)
     library = folder / "libemulation.so"
     command = ["g++", "-std=c++17", level, "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    command += ["-DGSPN_HOST_EMULATION", f"-I{sources}", f"-I{EMULATION}"]
-    command += [*map(str, sorted(EMULATION.glob("*.cpp"))), "-o", str(library)]
+    command += ["-DGSPN_HOST_EMULATION", f"-I{sources}", f"-I{EMULATION}", str(EMULATION / "emulation.cpp")]
+    command += [*(str(EMULATION / f"emulate_{name}.cpp") for name in kernels), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     loaded = ctypes.CDLL(str(library))
-    loaded.emulate_scan.restype = ctypes.c_char_p
+    for name in kernels:
+        getattr(loaded, f"emulate_{name}").restype = ctypes.c_char_p
     return loaded
 
 
@@ -109,27 +135,61 @@ def make_plan(
 
 
 def run_forward(
-    library: ctypes.CDLL, scan: Scan, inputs: list[torch.Tensor], plan: Plan = AS_PLANNED, seed: int = 0
+    library: ctypes.CDLL,
+    scan: Scan,
+    inputs: list[torch.Tensor],
+    plan: Plan = AS_PLANNED,
+    seed: int = 0,
+    first_image: int = 0,
 ) -> torch.Tensor:
-    """Return h as the CUDA kernel computes it; raises AssertionError with what the emulation saw go wrong."""
+    """Return h as the CUDA kernel computes it; raises AssertionError with what the emulation saw go wrong.
+
+    All tensors begin with image `first_image` of the scan's batch; those before are not computed.
+    """
     h = torch.full_like(inputs[1], torch.nan)
-    _run(library, scan, False, [*inputs, h], plan, seed)
+    _run(library, scan, False, [*inputs, h], plan, seed, first_image)
     return h
 
 
 def run_backward(
-    library: ctypes.CDLL, scan: Scan, inputs: list[torch.Tensor], plan: Plan = AS_PLANNED, seed: int = 0
+    library: ctypes.CDLL,
+    scan: Scan,
+    inputs: list[torch.Tensor],
+    plan: Plan = AS_PLANNED,
+    seed: int = 0,
+    first_image: int = 0,
 ) -> list[torch.Tensor]:
     """Return dx, dlam, dlogits for inputs grad_h, x, lam, logits, h."""
     outputs = [torch.full_like(tensor, torch.nan) for tensor in inputs[1:4]]
-    _run(library, scan, True, [*inputs, *outputs], plan, seed)
+    _run(library, scan, True, [*inputs, *outputs], plan, seed, first_image)
     return outputs
 
 
-def _run(library, scan, backward, tensors, plan, seed):
-    pointers = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+def _run(library, scan, backward, tensors, plan, seed, first_image):
     dtype = DTYPES.index(tensors[0].dtype)
     wanted = (ctypes.c_int * 4)(*plan)
-    settings = (int(backward), dtype, ctypes.c_int64(16), wanted, seed)
-    error = library.emulate_scan(scan.numbers(), *settings, pointers)
+    settings = (int(backward), dtype, ctypes.c_int64(16), wanted, ctypes.c_int64(first_image), seed)
+    error = library.emulate_scan(scan.numbers(), *settings, _pointers(tensors))
     assert not error, error.decode()
+
+
+def run_merge(
+    library: ctypes.CDLL, tensors: list[torch.Tensor], vector: int, seed: int = 0, first_pixel: int = 0
+) -> list[torch.Tensor]:
+    """Return [y] for h and u (P, K, C), or [dh, du] for grad_y (P, C), h and u, as the CUDA kernel computes them.
+
+    All tensors begin with pixel `first_pixel`; those before are not computed.
+    """
+    backward = len(tensors) == 3
+    pixels, directions, channels = tensors[-1].shape
+    outputs = [torch.full_like(t, torch.nan) for t in (tensors[1:] if backward else [tensors[0][:, 0]])]
+    shape = (ctypes.c_int64 * 3)(first_pixel + pixels, directions, channels)
+    settings = (int(backward), DTYPES.index(tensors[0].dtype), vector, ctypes.c_int64(first_pixel), seed)
+    error = library.emulate_merge(shape, *settings, _pointers([*tensors, *outputs]))
+    assert not error, error.decode()
+    return outputs
+
+
+def _pointers(tensors):
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])

@@ -19,8 +19,8 @@ RUN_ONE_SET = """
 import sys, torch, ctypes
 from tests.ops.cases import make_inputs
 from tests.ops.test_scan import compare
-import ops.scan
-name = ctypes.CDLL(str(ops.scan.LIBRARY)).gspn_cpu_instruction_set
+import ops.library
+name = ctypes.CDLL(str(ops.library.LIBRARY)).gspn_cpu_instruction_set
 name.restype = ctypes.c_char_p
 print(name().decode())
 for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):

@@ -2,11 +2,12 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 
 from benchmarks.compiler_report import REPORT, Kernel, read_report
-from ops.scan import LIBRARY
+from ops.library import LIBRARY
 
 INFO = json.loads(LIBRARY.with_name("build.json").read_text()) if LIBRARY.exists() else {"backends": []}
 pytestmark = pytest.mark.skipif(
@@ -33,6 +34,8 @@ def test_every_architecture_has_every_kernel(kernels):
                         if vector < 8 or (grouped and single):
                             assert ("scan_backward", dtype, vector, grouped, single) in built
             assert {("sum_parts", dtype, vector, False, False) for vector in (1, 4)} <= built
+            for pass_ in ("merge_forward", "merge_backward"):
+                assert {(pass_, dtype, vector, False, False) for vector in (2, *vectors)} <= built
 
 
 def test_nothing_spills(kernels):
@@ -45,7 +48,9 @@ def test_registers_are_as_the_plan_believes(kernels):
     """register_limit of scan_plan.h: more registers would leave fewer resident blocks than planned."""
     for kernel in kernels:
         wide = kernel.vector * (4 if kernel.dtype == "float32" else 2) == 16
-        if kernel.vector == 1 or kernel.pass_ == "sum_parts":
+        if kernel.pass_.startswith("merge"):
+            limit = 64  # four blocks of 256 threads on a multiprocessor, 128 bytes in flight in each
+        elif kernel.vector == 1 or kernel.pass_ == "sum_parts":
             limit = 80 if kernel.pass_ == "scan_backward" else 64
         elif kernel.pass_ == "scan_backward":
             limit = 96 if kernel.single and not wide else 128
@@ -54,3 +59,13 @@ def test_registers_are_as_the_plan_believes(kernels):
         else:
             limit = 128 if kernel.vector == 8 and not kernel.single else 80 if kernel.grouped else 96
         assert kernel.registers <= limit, kernel
+
+
+def test_library_needs_no_particular_cuda():
+    """torch brings the CUDA runtime that it was built with, libcudart.so.12 or .13: a library linked to one of them
+    loads with those torches alone, and one linked to libtorch_cuda.so with none that is built for the CPU."""
+    command = ["readelf", "--dynamic", str(LIBRARY)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", text)
+    assert "libtorch_cpu.so" in needed
+    assert not [name for name in needed if "cuda" in name]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ops import gspn_scan, gspn_scan_reference
-from ops.scan import BACKENDS
+from ops.library import BACKENDS
 from tests.ops.cases import make_inputs, widened
 from tests.utils import assert_near
 

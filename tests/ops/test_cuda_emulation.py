@@ -1,7 +1,5 @@
 """The CUDA kernels' own source, run on the CPU: against the reference, watched for races and strays."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 
@@ -10,21 +8,18 @@ from ops.reference import gspn_scan_reference
 from tests.ops.cases import SHAPES, SUBSETS, widened
 from tests.ops.cuda_emulation import (
     AS_PLANNED,
+    Mutation,
     Plan,
     Scan,
     compile_emulation,
     make_plan,
+    mutated,
     run_backward,
     run_forward,
 )
 from tests.utils import assert_near
 
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return compile_emulation(tmp_path_factory.mktemp("emulation"))
 
 
 def compare(library, scan, dtype, forward=AS_PLANNED, backward=AS_PLANNED, scale=2.0):
@@ -122,15 +117,6 @@ def test_bit_equal_for_every_order_of_blocks_and_threads(library):
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
-class Mutation(NamedTuple):
-    """A mistake in the source and what must be said about it."""
-
-    file: str
-    old: str
-    new: str
-    noticed: str
-
-
 BARRIERS = (
     Mutation("scan_forward.cuh", "if (item.place + 1 == run) __syncthreads();", "", "shared memory"),
     Mutation("scan_backward.cuh", "if (item.place + 1 == run()) __syncthreads();", "", "shared memory"),
@@ -154,14 +140,7 @@ BOUNDS = (
 
 @pytest.mark.parametrize("mutations", [BARRIERS, INDICES, BOUNDS], ids=["barrier", "index", "bounds"])
 def test_mutations_are_noticed(mutations, tmp_path):
-    def mutate(name, text):
-        for mutation in mutations:
-            if mutation.file == name:
-                assert text.count(mutation.old) == 1, f"{name} has no single {mutation.old!r}: adapt the test"
-                text = text.replace(mutation.old, mutation.new)
-        return text
-
-    library = compile_emulation(tmp_path, mutate, level="-O0")
+    library = compile_emulation(tmp_path, mutated(mutations), level="-O0", kernels=("scan",))
     scan = Scan(2, 5, 4, 8, 8, segment=3)
     inputs = scan.inputs(torch.float32)
     wide = widened(inputs)
@@ -174,6 +153,43 @@ def test_mutations_are_noticed(mutations, tmp_path):
         gradients = run_backward(library, scan, [torch.ones_like(stored), *inputs, stored])
         for name, actual, expected in zip(("dx", "dlam", "dlogits"), gradients, wanted, strict=True):
             assert_near(actual, expected, name)
+
+
+@pytest.mark.parametrize("groups", [64, 8, 1], ids="groups={}".format)
+def test_past_two_to_the_31_elements(library, groups):
+    """The last two images of x with 2.2e9 elements, and four times as many in lam; those before are not in memory."""
+    compare_last_images(library, groups)
+
+
+def compare_last_images(library, groups):
+    first, pair = 2**18 + 2**15, Scan(2, 16, 16, 64, groups)
+    scan, inputs = pair._replace(batch=first + 2), pair.inputs(torch.bfloat16)
+    wide = widened(inputs)
+    expected = gspn_scan_reference(*wide)
+    h = run_forward(library, scan, inputs, first_image=first)
+    assert_near(h, expected, "h")
+    wanted = torch.autograd.grad(expected.sum(), wide)
+    plan = Plan(4, 16, 1, True)  # without scratch, which begins with the first image
+    gradients = run_backward(library, scan, [torch.ones_like(h), *inputs, h], plan, first_image=first)
+    for name, actual, gradient in zip(("dx", "dlam", "dlogits"), gradients, wanted, strict=True):
+        assert_near(actual, gradient, name)
+
+
+NARROW = (
+    Mutation(
+        "scan_forward.cuh", "const int64_t image = task.image", "const int image = task.image", "tensor"
+    ),
+    Mutation(
+        "scan_backward.cuh", "x_start = image * p.x_stride +", "x_start = int(image) * p.x_stride +", "tensor"
+    ),
+)
+
+
+@pytest.mark.parametrize("mutation", NARROW, ids=["forward", "backward"])
+def test_indices_of_32_bits_are_noticed(mutation, tmp_path):
+    library = compile_emulation(tmp_path, mutated([mutation]), level="-O0", kernels=("scan",))
+    with pytest.raises(AssertionError, match=mutation.noticed):
+        compare_last_images(library, 8)
 
 
 def report(library, scan, backward=False, dtype=torch.bfloat16, **limits):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import ops.scan
+import ops.library
 from ops import gspn_scan, gspn_scan_reference
 from tests.ops.cases import make_inputs
 from tests.utils import assert_near
@@ -47,7 +47,7 @@ def test_bad_arguments(scan, changes, error, message):
 
 
 def test_missing_library_names_the_command(monkeypatch):
-    monkeypatch.setattr(ops.scan, "BACKENDS", ())
+    monkeypatch.setattr(ops.library, "BACKENDS", ())
     with pytest.raises(RuntimeError, match="make build"):
         gspn_scan(**arguments())
 

@@ -1,4 +1,6 @@
 // What tests/ops/test_cuda_emulation.py calls: plans, and scans in the emulation.
+#include <stdexcept>
+
 #include "emulator.h"
 #include "scan_dispatch.cuh"
 
@@ -26,23 +28,33 @@ ScanPlan plan_of(const ScanShape& s, bool backward, int element_bytes, int64_t a
   return plan;
 }
 
+// The block that begins with `image`. All tensors begin there: those of images before it are not in memory.
+EmulatedLaunch launch_from(int64_t image, const ScanShape& s, const ScanPlan& plan) {
+  const int64_t lanes = image * (plan.tiled ? 1 : Extent(s).segments) * (s.channels / plan.vector);
+  if (lanes % plan.lanes != 0) throw std::invalid_argument("the image does not begin a block");
+  return {lanes / plan.lanes * (plan.tiled ? 1 : s.directions)};
+}
+
 template <typename T>
-void forward(const ScanShape& s, const ScanPlan& plan, void* const* tensors) {
-  const int64_t pixels = s.batch * s.pixels(), size = sizeof(T);
+void forward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, void* const* tensors) {
+  const int64_t pixels = (s.batch - first_image) * s.pixels(), size = sizeof(T);
   const int64_t of_x = pixels * s.channels * size, of_lam = of_x * s.directions;
   watch("x", tensors[0], of_x, false);
   watch("lam", tensors[1], of_lam, false);
   watch("logits", tensors[2], pixels * s.directions * 3 * s.groups * size, false);
   watch("h", tensors[3], of_lam, true);
-  const ForwardPointers<T> pointers{static_cast<T*>(tensors[0]), static_cast<T*>(tensors[1]),
-                                    static_cast<T*>(tensors[2]), static_cast<T*>(tensors[3])};
-  EmulatedLaunch launch;
+  const int64_t before = first_image * s.pixels(), x_before = before * s.channels, before_lam = x_before * s.directions;
+  const ForwardPointers<T> pointers{shifted<T>(tensors[0], x_before), shifted<T>(tensors[1], before_lam),
+                                    shifted<T>(tensors[2], before * s.directions * 3 * s.groups),
+                                    shifted<T>(tensors[3], before_lam)};
+  EmulatedLaunch launch = launch_from(first_image, s, plan);
   forward_scan<T>(s, plan, pointers, launch);
 }
 
 template <typename T>
-void backward(const ScanShape& s, const ScanPlan& plan, void* const* tensors) {
-  const int64_t pixels = s.batch * s.pixels(), size = sizeof(T), logits = pixels * s.directions * 3 * s.groups;
+void backward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, void* const* tensors) {
+  const int64_t pixels = (s.batch - first_image) * s.pixels(), size = sizeof(T);
+  const int64_t logits = pixels * s.directions * 3 * s.groups;
   const int64_t of_x = pixels * s.channels * size, of_lam = of_x * s.directions;
   const char* names[] = {"grad_h", "x", "lam", "logits", "h", "dx", "dlam", "dlogits"};
   const int64_t bytes[] = {of_lam, of_x, of_lam, logits * size, of_lam, of_x, of_lam, logits * size};
@@ -55,18 +67,21 @@ void backward(const ScanShape& s, const ScanPlan& plan, void* const* tensors) {
     watch(name, aligned, (parts.size() - 4) * 4, true);
     return aligned;
   };
-  T* const* all = reinterpret_cast<T* const*>(tensors);
+  if (first_image > 0 && (!dx_parts.empty() || !dlogits_parts.empty()))
+    throw std::invalid_argument("scratch begins with the first image");
+  T* all[8];
+  for (int i = 0; i < 8; i++) all[i] = shifted<T>(tensors[i], bytes[i] / size / (s.batch - first_image) * first_image);
   float* const dx = scratch("dx_parts", dx_parts);
   const BackwardPointers<T> pointers{all[0], all[1], all[2], all[3], all[4],
                                      all[5], all[6], all[7], {},     scratch("dlogits_parts", dlogits_parts),
                                      1,      1};
-  EmulatedLaunch launch;
+  EmulatedLaunch launch = launch_from(first_image, s, plan);
   backward_scan<T>(s, plan, pointers, dx, launch);
 }
 
 template <typename T>
-void run(bool is_backward, const ScanShape& s, const ScanPlan& plan, void* const* tensors) {
-  is_backward ? backward<T>(s, plan, tensors) : forward<T>(s, plan, tensors);
+void run(bool is_backward, const ScanShape& s, const ScanPlan& plan, int64_t first_image, void* const* tensors) {
+  is_backward ? backward<T>(s, plan, first_image, tensors) : forward<T>(s, plan, first_image, tensors);
 }
 
 }  // namespace
@@ -81,17 +96,22 @@ extern "C" void plan_scan(const int64_t* shape, int is_backward, int element_byt
   std::copy(std::begin(numbers), std::end(numbers), out);
 }
 
-// dtype: 0 float32, 1 bfloat16, 2 float16. tensors: x lam logits h, or grad_h x lam logits h dx dlam dlogits.
+// dtype: 0 float32, 1 bfloat16, 2 float16. tensors: x lam logits h, or grad_h x lam logits h dx dlam dlogits, of the images
+// from `first_image` on; those before are left out.
 // Returns "" or what went wrong.
 extern "C" const char* emulate_scan(const int64_t* shape, int is_backward, int dtype, int64_t alignment,
-                                    const int* wanted, unsigned seed, void* const* tensors) {
+                                    const int* wanted, int64_t first_image, unsigned seed, void* const* tensors) {
   static std::string result;
   const ScanShape s = shape_of(shape);
   const ScanPlan plan = plan_of(s, is_backward, dtype ? 2 : 4, alignment, {132, 227 * 1024}, wanted);
   reset(seed);
-  if (dtype == 0) run<float>(is_backward, s, plan, tensors);
-  if (dtype == 1) run<bfloat16>(is_backward, s, plan, tensors);
-  if (dtype == 2) run<float16>(is_backward, s, plan, tensors);
-  result = finish();
+  try {
+    if (dtype == 0) run<float>(is_backward, s, plan, first_image, tensors);
+    if (dtype == 1) run<bfloat16>(is_backward, s, plan, first_image, tensors);
+    if (dtype == 2) run<float16>(is_backward, s, plan, first_image, tensors);
+    result = finish();
+  } catch (const std::invalid_argument& mistake) {
+    result = mistake.what();
+  }
   return result.c_str();
 }

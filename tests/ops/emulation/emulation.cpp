@@ -147,11 +147,12 @@ std::string finish() {
   return error;
 }
 
-void run_grid(int64_t blocks, int lanes, int rows, int shared_bytes, const std::function<void()>& kernel) {
+void run_grid(int64_t first, int64_t blocks, int lanes, int rows, int shared_bytes,
+              const std::function<void()>& kernel) {
   body = &kernel;
   blockDim = {lanes, rows};
-  std::vector<int> order(blocks);
-  for (int64_t i = 0; i < blocks; i++) order[i] = static_cast<int>(i);
+  std::vector<int> order(blocks - first);
+  for (int64_t i = first; i < blocks; i++) order[i - first] = static_cast<int>(i);
   std::shuffle(order.begin(), order.end(), random_bits);
   for (int block : order) {
     if (!error.empty()) return;

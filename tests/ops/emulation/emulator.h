@@ -14,16 +14,26 @@ void reset(unsigned seed);
 // Makes [data, data + bytes) known: an input is only read; an output must be written once, everywhere.
 void watch(const char* name, const void* data, int64_t bytes, bool output);
 
-void run_grid(int64_t blocks, int lanes, int rows, int shared_bytes, const std::function<void()>& kernel);
+// Blocks `first` to `blocks`.
+void run_grid(int64_t first, int64_t blocks, int lanes, int rows, int shared_bytes, const std::function<void()>& kernel);
 
 // The first error, or "".
 std::string finish();
 
+// `first_block` skips what a test of large indices has no memory for; its tensors begin with `shifted`.
 struct EmulatedLaunch {
+  int64_t first_block = 0;
+
   template <typename Kernel, typename... Arguments>
   void operator()(Kernel kernel, int64_t blocks, int lanes, int rows, int shared_bytes, const Arguments&... arguments) {
-    run_grid(blocks, lanes, rows, shared_bytes, [&] { kernel(arguments...); });
+    run_grid(first_block, blocks, lanes, rows, shared_bytes, [&] { kernel(arguments...); });
   }
 };
+
+// Where a tensor would begin whose element number `elements` is the first at `data`.
+template <typename T>
+T* shifted(void* data, int64_t elements) {
+  return reinterpret_cast<T*>(reinterpret_cast<intptr_t>(data) - elements * static_cast<int64_t>(sizeof(T)));
+}
 
 }  // namespace gspn

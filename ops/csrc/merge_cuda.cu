@@ -1,0 +1,69 @@
+// The gated merge's CUDA entries: checks, device guard, current stream, launch, launch check. Stable ABI only.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "cuda_entry.cuh"
+#include "cuda_launch.cuh"
+#include "merge.cuh"
+#include "merge_checks.h"
+
+namespace gspn {
+namespace {
+
+using torch::stable::Tensor;
+
+template <typename T>
+const T* input(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* output(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+void check_blocks(const MergeShape& s) {
+  STD_TORCH_CHECK(merge_blocks(s, 1) <= INT32_MAX, "gspn: y has more than 2^39 elements; split the batch");
+}
+
+Tensor merge(const Tensor& h, const Tensor& u) {
+  const MergeShape shape = checked_merge(h, u);
+  const torch::stable::accelerator::DeviceGuard guard(h.get_device_index());
+  Tensor y = torch::stable::new_empty(h, merged_sizes(h));
+  if (h.numel() == 0) return y;
+  check_blocks(shape);
+  StreamLaunch launch{current_stream(h.get_device_index())};
+  with_element_type(h, "h", [&](auto element) {
+    using T = decltype(element);
+    const int vector = merge_vector<T>(shape, common_alignment({&h, &u, &y}));
+    start_merge<T>(shape, vector, input<T>(h), input<T>(u), output<T>(y), launch);
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor> merge_backward(const Tensor& grad_y, const Tensor& h, const Tensor& u) {
+  const MergeShape shape = checked_merge_backward(grad_y, h, u);
+  const torch::stable::accelerator::DeviceGuard guard(h.get_device_index());
+  Tensor dh = torch::stable::empty_like(h), du = torch::stable::empty_like(u);
+  if (h.numel() == 0) return {dh, du};
+  check_blocks(shape);
+  StreamLaunch launch{current_stream(h.get_device_index())};
+  with_element_type(h, "h", [&](auto element) {
+    using T = decltype(element);
+    const int vector = merge_vector<T>(shape, common_alignment({&grad_y, &h, &u, &dh, &du}));
+    start_merge_backward<T>(shape, vector, input<T>(grad_y), input<T>(h), input<T>(u), output<T>(dh), output<T>(du), launch);
+  });
+  return {dh, du};
+}
+
+}  // namespace
+}  // namespace gspn
+
+STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
+  m.impl("merge", TORCH_BOX(&gspn::merge));
+  m.impl("merge_backward", TORCH_BOX(&gspn::merge_backward));
+}
