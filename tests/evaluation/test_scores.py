@@ -71,6 +71,9 @@ def test_a_run_is_sampled_first(digit_cache, tmp_path):
     assert score(*arguments, tmp_path / "2")["fid"] == pytest.approx(first["fid"], rel=1e-6)
     assert made.stat().st_mtime_ns == written
     assert first["settings"]["labels"] == "balanced" and first["settings"]["ema"] is True
+    assert (
+        first["settings"]["cfg_scale"] == 1.0 and first["settings"]["steps"] == 1
+    )  # the run's own are 2 and 2
     assert first["sfid"] is None and first["is"] is None and first["fid"] > 0
     assert "features are of the digit classifier, not of Inception" in first["reasons"]
 
