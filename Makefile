@@ -37,9 +37,9 @@ eval: setup
 leaderboard: setup
 	$(PY) eval_fid.py --leaderboard
 
-# GOLDEN holds ADM's public sample batch and reference, and Inception's weights.
+# GOLDEN (data/golden) holds ADM's public sample batch and reference; without them the message says where to get them.
 golden-eval: setup
-	$(PY) eval_fid.py --golden $(or $(GOLDEN),data/golden)
+	$(PY) eval_fid.py --golden $(or $(GOLDEN),data/golden) $(ARGS)
 
 experiments: setup
 	$(PY) -m experiments --scale $(SCALE) $(ARGS)

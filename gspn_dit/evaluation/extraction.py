@@ -44,7 +44,8 @@ def extract(
     """
     collector = Collector(len(images), kept) if accelerator.is_main_process else None
     stride = batch_size * accelerator.num_processes
-    with tqdm(total=len(images), desc=label, unit=" images", disable=collector is None) as bar:
+    hidden = None if collector is not None else True  # None: wherever no terminal shows it
+    with tqdm(total=len(images), desc=label, unit=" images", disable=hidden) as bar:
         for start in range(0, len(images), stride):
             first = start + batch_size * accelerator.process_index
             # All must take part in the gather: a process beyond the end takes the last image, for nobody.

@@ -115,7 +115,7 @@ def record(results: Path, scores: dict) -> None:
 def identity(entry: dict) -> str:
     """What makes two measurements one: all settings but time, versions, and places whose contents have a hash."""
     settings = entry["settings"]
-    passing = {"date", "seconds", "versions", "processes"}
+    passing = {"date", "seconds", "versions", "processes", "preset"}
     passing |= {"path"} if settings["checkpoint"] else set()
     passing |= {"reference"} if settings["reference_hash"] else set()
     return json.dumps({key: settings[key] for key in settings.keys() - passing}, sort_keys=True)

@@ -17,7 +17,7 @@ from gspn_dit.evaluation.extraction import Statistics, extract
 from gspn_dit.evaluation.images import open_images
 from gspn_dit.evaluation.networks import Digits, Inception, Network, check_weights, find_weights
 from gspn_dit.evaluation.references import Reference, check_reference, load_reference, save_reference
-from gspn_dit.evaluation.verdict import COMPARABLE, departures, reasons_against
+from gspn_dit.evaluation.verdict import COMPARABLE, PRESETS, departures, reasons_against
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
 
@@ -89,6 +89,7 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
         "features": options.features,
         "network": network.identity,
         "inception_published": network.published,
+        "preset": options.preset,
         "kid_subsets": metrics.KID_SUBSETS,
         "processes": accelerator.num_processes,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -188,11 +189,14 @@ SHOWN = {
 
 def format_scores(result: dict) -> str:
     """Scores with what decides them, and the verdict."""
-    known = deciding(result["settings"])
+    settings = result["settings"]
+    known = deciding(settings)
     lines = [*score_lines(result), *result["notes"]]
     lines += [f"{key}: {value or 'not stated'}" for key, value in known.items()]
     lines.append(COMPARABLE if result["comparable"] else "not comparable with published scores:")
     lines += [f"  - {reason}" for reason in result["reasons"]]
+    if settings["preset"]:
+        lines.append(f"published at --preset {settings['preset']}: {PRESETS[settings['preset']].gives}")
     return "\n".join(lines)
 
 

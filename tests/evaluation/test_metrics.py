@@ -35,12 +35,21 @@ def features(name: str) -> tuple[np.ndarray, np.ndarray]:
         x, y = np.repeat(x[:60], 5, axis=0), np.concatenate([x[:50], np.repeat(y[:40], 5, axis=0)])
     if name == "one class":
         x, y = x * 1e-3 + 5, y
+    if name == "steep spectrum":  # as Inception's features have: small variances add up
+        x, y = x * np.logspace(0, -3, 20), y * np.logspace(0, -3, 20)
     if name == "fewer samples than dimensions":
         x, y = x[:12], y[:9]
     return x.astype(np.float32), y.astype(np.float32)
 
 
-SETS = ["random", "rank-deficient", "duplicated points", "one class", "fewer samples than dimensions"]
+SETS = [
+    "random",
+    "rank-deficient",
+    "duplicated points",
+    "one class",
+    "steep spectrum",
+    "fewer samples than dimensions",
+]
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -169,6 +178,9 @@ def test_bootstrap_error_of_fid_is_the_deviation_over_fresh_samples():
     spread = np.std([frechet_distance(moments(x), reference) for x in draws], ddof=1)
     errors = [uncertainty.frechet_error(x, reference, 40) for x in draws[:5]]
     assert np.mean(errors) == pytest.approx(spread, rel=0.25)
+    times = (uncertainty.resampled(400, key).int().numpy() for key in range(2))
+    a, b = (frechet_distance(moments(np.repeat(draws[0], n, axis=0)), reference) for n in times)
+    assert uncertainty.frechet_error(draws[0], reference, 2) == pytest.approx(abs(a - b) / 2**0.5, rel=1e-6)
 
 
 def test_bootstrap_error_of_the_inception_score_is_the_deviation_over_fresh_samples():

@@ -86,6 +86,10 @@ def test_a_reference_is_computed_once_by_its_contents(files, own_cache, tmp_path
     for key in SCORES:
         assert moved[key] == pytest.approx(first[key], rel=1e-9), key
     assert scores("some.npz")["fid"] != first["fid"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Pixels, "identity", "other pixels")
+        scores("moved.npz")
+    assert len(list(own_cache.glob("reference-*.npz"))) == 3  # one for each pair of images and network
     entry.write_bytes(entry.read_bytes()[:5000])  # damaged: made anew
     assert scores("moved.npz")["fid"] == first["fid"]
 

@@ -187,6 +187,17 @@ def test_the_golden_numbers_agree_or_differ():
             assert not agreed and line.startswith(name)
 
 
+def test_scores_that_are_not_adms_fail_the_golden_command(pixels, tmp_path, capsys):
+    np.savez(tmp_path / golden.SAMPLES, arr_0=random_images(10, 0))
+    pool = Pixels()(random_images(60, 1)).pool.numpy()
+    statistics = {"mu": pool.mean(axis=0), "sigma": np.cov(pool, rowvar=False)}
+    np.savez(tmp_path / golden.REFERENCE, arr_0=random_images(10, 1), **statistics)
+    (tmp_path / "weights").touch()
+    assert eval_fid.main(["--golden", str(tmp_path), "--inception-weights", str(tmp_path / "weights")]) == 1
+    lines = capsys.readouterr().out.splitlines()[-5:]
+    assert all(line.split()[0] in golden.PUBLISHED and line.endswith("differs") for line in lines)
+
+
 def test_the_golden_files_that_are_missing_are_all_named_and_where_to_get_them(tmp_path):
     (tmp_path / golden.SAMPLES).touch()
     (tmp_path / "weights.pth").touch()
@@ -235,6 +246,7 @@ def test_samples_as_they_should_be_are_comparable_and_each_departure_is_told(
         "steps: 250 of ddpm",
         "guidance: none",
         "weights: EMA",
+        f"published at --preset paper: {verdict.PRESETS['paper'].gives}",
     ):
         assert line in printed.splitlines(), line
     for changes, reason in (

@@ -33,6 +33,7 @@ def test_adm_comparable():
         ({"features": "digits", "inception_published": False}, "digit classifier"),
         ({"inception_published": False}, "another hash"),
         ({"samples": 10_000}, "10,000 samples, not 50,000"),
+        ({"samples": 50_001}, "50,001 samples, not 50,000"),
         ({"reference_virtual": False}, "VIRTUAL_imagenet"),
         ({"sample_size": [64, 64]}, "samples are 64x64, the reference's images 256x256"),
         ({"lossy": True}, "lossy"),
