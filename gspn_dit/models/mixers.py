@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gspn_dit.models.basics import fan_in_normal_, normalize, xavier_
+from gspn_dit.models.basics import fan_in_normal_, normalize, relu_squared, xavier_
 from gspn_dit.models.settings import ModelSettings
 from ops import gated_merge, gspn_scan
 
@@ -51,7 +51,7 @@ class GatedConvMixer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv_in(self.proj_in(x))  # (B, H, W, C)
         x = self.conv_mid(self.proj_mid(normalize(self.core(x))))  # (B, H, W, C)
-        return self.proj_out(F.relu(x).square())  # x * relu(x) = relu(x)^2
+        return self.proj_out(relu_squared(x))
 
 
 class LineScan(nn.Module):

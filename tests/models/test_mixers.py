@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gspn_dit.models.basics import relu_squared
 from gspn_dit.models.mixers import DIRECTIONS, DepthwiseConv, LineScan, SelfAttention, create_mixer
 from gspn_dit.models.settings import resolve_settings
 from ops import gspn_scan_reference
@@ -137,6 +138,16 @@ def test_a_fresh_line_scan_keeps_the_scale_and_spreads_evenly(merge):
     logits = scan.to_logits(scan.bottleneck(x))
     assert 0.3 < scan(x).std() < 3
     assert 0.01 < logits.std() < 0.3
+
+
+def test_relu_squared_is_x_times_relu_of_x_with_its_gradient():
+    x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    y = relu_squared(x)
+    assert torch.equal(y, x * x.relu())
+    assert torch.autograd.gradcheck(relu_squared, torch.randn(4, 5, dtype=torch.float64, requires_grad=True))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, 2 * x.relu())
+    assert torch.equal(torch.compile(relu_squared, fullgraph=True, backend="aot_eager")(x), y)
 
 
 def test_depthwise_convolution_sees_each_channel_alone_and_copies_nothing():

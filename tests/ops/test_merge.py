@@ -250,7 +250,7 @@ def test_inference_mode(device):
 
 
 def test_only_h_and_u_are_saved(device):
-    """The eager formula keeps the product too: as large as both."""
+    """No copy of either, and nothing as large as their product."""
     h, u = make_maps((2, 4, 8), torch.float32, device)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
