@@ -29,7 +29,8 @@ void with_element_type(const torch::stable::Tensor& tensor, const char* name, Bo
 
 inline cudaStream_t current_stream(int device) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const AOTITorchError error = aoti_torch_get_current_cuda_stream(device, &stream);
+  STD_TORCH_CHECK(error == 0, "gspn: torch has no current stream for device ", device);
   return static_cast<cudaStream_t>(stream);
 }
 
