@@ -1,9 +1,6 @@
 """Photographs at 256x256, from an image folder to scores, through the command lines and on two processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +15,8 @@ from gspn_dit.checkpoint import latest_checkpoint
 from gspn_dit.data.images import read_image
 from gspn_dit.data.latents import LatentDataset
 from tests.latents.conftest import save_vae
+from tests.launch import accelerate_launch
 from tests.training.run_state import log_rows
-from tests.training.test_processes import ROOT, free_port
 
 CROPS = 8
 """Crops of each photograph."""
@@ -39,21 +36,6 @@ def crop_photographs(root: Path) -> None:
             left, top = rng.integers(0, photograph.width - side), rng.integers(0, photograph.height - side)
             box = (int(left), int(top), int(left) + side, int(top) + side)
             photograph.crop(box).save(root / name / f"{number}.JPEG", quality=95)
-
-
-def launch(*command: object) -> str:
-    """Run a command line on two processes by accelerate; what it printed."""
-    options = ["--config_file", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
-    options += ["--main_process_port", str(free_port())]
-    result = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *options, *map(str, command)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def write_config(path: Path, run_dir: Path, latents: Path) -> None:
@@ -98,13 +80,15 @@ def test_from_photographs_to_scores(tmp_path):
     crop_photographs(images)
     vae = save_vae(tmp_path / "vae")
 
-    printed = launch("encode_latents.py", images, latents, "--vae", vae, "--batch-size", 4, "--workers", 0)
-    assert f"{2 * CROPS} images of 2 classes as latents of 4x32x32" in printed
+    printed = accelerate_launch(
+        "encode_latents.py", images, latents, "--vae", vae, "--batch-size", 4, "--workers", 0
+    )
+    assert f"{2 * CROPS} images of 2 classes as latents of 4x32x32" in printed and "on 2 processes" in printed
     dataset = LatentDataset(latents)
     assert dataset.class_names == ["china", "flower"] and len(dataset) == 2 * CROPS
 
     write_config(config, run, latents)
-    launch("train.py", config, "train.steps=10")
+    assert "2 x " in accelerate_launch("train.py", config, "train.steps=10")
     assert latest_checkpoint(run).name == "step_00000010"
     assert train.main([str(config)]) == 0
     assert latest_checkpoint(run).name == "step_00000020"
@@ -112,7 +96,9 @@ def test_from_photographs_to_scores(tmp_path):
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert np.mean([row["mse"] for row in rows[-5:]]) < 0.97 * rows[0]["mse"]
 
-    launch("sample.py", run, "--num", SAMPLES, "--npz", samples, "--steps", 2, "--labels", "balanced")
+    accelerate_launch(
+        "sample.py", run, "--num", SAMPLES, "--npz", samples, "--steps", 2, "--labels", "balanced"
+    )
     with np.load(samples) as file:
         assert file["arr_0"].shape == (SAMPLES, 256, 256, 3) and file["arr_0"].dtype == np.uint8
         assert sorted(file["labels"].tolist()) == [0, 0, 1, 1]

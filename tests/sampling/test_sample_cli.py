@@ -1,7 +1,9 @@
 """sample.py, in process through its `main`."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,7 @@ from PIL import Image
 import sample
 from gspn_dit.errors import UserError
 from gspn_dit.sample_file import read_settings
-
-ROOT = Path(sample.__file__).parent
+from tests.launch import ROOT, accelerate_launch
 
 
 def test_a_grid_of_the_classes_asked_for(flow_run, tmp_path, capsys):
@@ -120,14 +121,50 @@ def test_steps_beyond_the_schedule_and_a_folder_that_is_no_run(ddpm_run, tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(flow_run, tmp_path):
-    arguments = ["--num", "300", "--steps", "1", "--batch-size", "16"]
+    arguments = [flow_run, "--num", 300, "--steps", 1, "--batch-size", 16]
     one, two = tmp_path / "one.npz", tmp_path / "two.npz"
-    assert sample.main([str(flow_run), *arguments, "--npz", str(one)]) == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command = [*launch, str(ROOT / "sample.py"), str(flow_run), *arguments, "--npz", str(two)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert sample.main([*map(str, arguments), "--npz", str(one)]) == 0
+    accelerate_launch("sample.py", *arguments, "--npz", two)
     with np.load(one) as a, np.load(two) as b:
         assert np.array_equal(a["labels"], b["labels"])
         assert np.abs(a["arr_0"].astype(int) - b["arr_0"]).max() <= 1
     assert not list(tmp_path.glob("*.parts"))
+
+
+def arrays_of(paths: Iterable[Path]) -> dict[str, np.ndarray]:
+    """What npz files hold, joined in the files' order where they share a name."""
+    found: dict[str, list[np.ndarray]] = {}
+    for path in sorted(paths):
+        with np.load(path) as arrays:
+            for name in arrays.files:
+                found.setdefault(name, []).append(arrays[name])
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+@pytest.mark.slow
+def test_latents_noise_and_labels_do_not_depend_on_processes_or_batch(flow_run, tmp_path):
+    """In float32: 300 images, three shards, by one and by two processes, in batches of 1, 7 and 16."""
+    arguments = [flow_run, "--num", 300, "--steps", 2, "--cfg-scale", 2]
+    expected = None
+    for launch, processes in ((run_alone, 1), (accelerate_launch, 2)):
+        for size in (1, 7, 16):
+            file = tmp_path / f"{processes}-{size}.npz"
+            launch("tests/sampling/float_samples.py", *arguments, "--npz", file, "--batch-size", size)
+            parts = Path(f"{file}.parts")
+            noise = [arrays_of([path]) for path in sorted(parts.glob("noise-*"))]
+            assert len(noise) == processes and sum(map(len, noise)) == 300
+            noise = {key: value for share in noise for key, value in share.items()}
+            found = arrays_of(parts.glob("0*.npz")) | noise
+            expected = expected or found
+            assert found.keys() == expected.keys()
+            for key in found.keys() - {"arr_0"}:
+                assert np.array_equal(found[key], expected[key]), key
+            assert found["arr_0"].dtype == np.float32 and found["arr_0"].std() > 1
+            np.testing.assert_allclose(found["arr_0"], expected["arr_0"], rtol=0, atol=1e-4)
+
+
+def run_alone(program: str, *arguments: object) -> None:
+    """Run a program on one process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, program, *map(str, arguments)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)

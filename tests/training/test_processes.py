@@ -1,7 +1,6 @@
 """Several processes: the same global batch gives the same losses and weights."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from gspn_dit.checkpoint import latest_checkpoint
+from tests.launch import ROOT, accelerate_launch, free_port
 from tests.training.run_state import log_rows
-
-ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def launch_processes(program: str, *arguments: str) -> None:
@@ -33,12 +25,9 @@ def launch_processes(program: str, *arguments: str) -> None:
     assert [process.wait() for process in processes] == [0, 0]
 
 
-def accelerate_launch(program: str, *arguments: str) -> None:
+def launch_training(program: str, *arguments: str) -> None:
     """Start two processes by the command of the README."""
-    options = ["--config_file", "configs/accelerate/ddp.yaml", "--num_processes", "2"]
-    command = ["accelerate.commands.launch", *options, "--main_process_port", str(free_port()), program]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", *command, *arguments], cwd=ROOT, env=environment, check=True)
+    assert "2 x cpu" in accelerate_launch(program, *arguments)
 
 
 def assert_equal_runs(run_a: Path, run_b: Path) -> None:
@@ -61,7 +50,7 @@ def test_two_processes_with_micro_batches_equal_one(train_run, tiny_yaml, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launch", "program"),
-    [(accelerate_launch, "train.py"), (launch_processes, "tests/training/fsdp2_on_cpu.py")],
+    [(launch_training, "train.py"), (launch_processes, "tests/training/fsdp2_on_cpu.py")],
     ids=["ddp", "fsdp2"],
 )
 def test_fifty_steps_of_two_processes_resumed_half_way(train_run, tiny_yaml, tmp_path, launch, program):

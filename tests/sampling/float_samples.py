@@ -1,0 +1,55 @@
+"""sample.py whose shards hold the latents in float32; each process also writes the noise that it drew."""
+
+import numpy as np
+from accelerate import PartialState
+
+import sample
+from gspn_dit import errors, sample_run, sampling
+from gspn_dit.sample_file import SampleFile
+
+drawn: dict[str, np.ndarray] = {}
+keyed_noise = sampling.keyed_noise
+
+
+class Latents:
+    """A decoder that shows the latents themselves."""
+
+    identity = "latents"
+
+    def decode(self, z):
+        return z
+
+
+def recorded_noise(seed, numbers, shape):
+    source = keyed_noise(seed, numbers, shape)
+
+    def draw(step):
+        values = source(step)
+        drawn.update(
+            {
+                f"{number}-{step}": value.numpy()
+                for number, value in zip(numbers.tolist(), values, strict=True)
+            }
+        )
+        return values
+
+    return draw
+
+
+def keep_shards(file: SampleFile) -> None:
+    """In place of the join, which would make bytes of the latents."""
+
+
+def main() -> int:
+    """As sample.py; the noise goes to noise-RANK.npz beside the shards."""
+    status = sample.main()
+    arguments = sample.parse_arguments(None)
+    np.savez(f"{arguments.npz}.parts/noise-{PartialState().process_index}.npz", **drawn)
+    return status
+
+
+if __name__ == "__main__":
+    sample_run.create_autoencoder = lambda name, device: Latents()
+    sampling.keyed_noise = recorded_noise
+    SampleFile.merge = keep_shards
+    errors.run(main)
