@@ -127,7 +127,7 @@ def find_weights(given: str | Path | None) -> Path:
 
 
 def check_weights(path: Path) -> None:
-    """Raise `UserError` unless the file holds named tensors alone: torch-fidelity would unpickle anything."""
+    """Raise `UserError` unless a file holds finite named tensors alone: torch-fidelity would unpickle anything."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
@@ -136,3 +136,6 @@ def check_weights(path: Path) -> None:
         isinstance(value, torch.Tensor) for value in weights.values()
     ):
         raise UserError(f"{path} holds no state dict: expected the weights of torch-fidelity's InceptionV3")
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise UserError(f"{path}: {name} is not finite: download or write the file again")

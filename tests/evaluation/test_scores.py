@@ -117,6 +117,8 @@ def test_demo_runs_side_by_side(tmp_path, capsys):
         ("s.npz --reference r.npz --inception-weights absent", "--inception-weights absent: no such file"),
         ("s.npz --reference r.npz --inception-weights text", "cannot be read as weights"),
         ("s.npz --reference r.npz --inception-weights other.pth", "are not weights of torch-fidelity's"),
+        ("s.npz --reference r.npz --inception-weights nan.pth", "nan.pth: weight is not finite"),
+        ("s.npz --reference r.npz --inception-weights list.pth", "list.pth holds no state dict"),
         ("s.npz --reference bad.npz", "mu is (3,) and sigma (2, 2); expected (d,) and (d, d)"),
         ("s.npz --reference nan.npz", "mu or sigma is not finite"),
         ("s.npz --reference r.npz --features vgg", "invalid choice: 'vgg'"),
@@ -144,6 +146,8 @@ def test_bad_input_is_one_line(options, message, tmp_path, monkeypatch):
         Path(folder).mkdir()
         Path(folder, name).write_text("[" if folder == "spoilt" else "{}")
     torch.save({"weight": torch.zeros(2)}, "other.pth")
+    torch.save({"weight": torch.full((2,), float("nan"))}, "nan.pth")
+    torch.save([torch.zeros(2)], "list.pth")
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         eval_fid.main(options.split())
     assert message in str(caught.value)
