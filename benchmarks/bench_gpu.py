@@ -3,9 +3,9 @@
 In one process and one run: the copy bandwidth of the device; the share of it that the scan reaches at every
 listed shape, by the bytes that it moves (scratch included) and by those that it cannot avoid; two
 launch-per-line CUDA baselines; the plain PyTorch scan under torch.compile; flash attention at equal tokens
-and width; the resolution from which the GSPN mixer, and the whole training step, beat attention's; and a
-profile of the mixer. Each part may fail alone: its error is recorded and the others go on. Writes
-benchmarks/results/gpu.json.
+and width; the gated merge and its formula; the resolution from which the GSPN mixer, and the whole training
+step, beat attention's; and a profile of the mixer, by stage and by kernel. Each part may fail alone: its error
+is recorded and the others go on. Writes benchmarks/results/gpu.json.
 """
 
 import argparse
@@ -98,6 +98,21 @@ def show_times(row: dict) -> str:
     return f"{row['pixels']:5} px, batch {row['batch']:2}, us: " + "; ".join(times)
 
 
+def show_merge(row: dict) -> str:
+    return (
+        f"{row['shape']['name']:36}{row['pass']:9}{row['op_microseconds']:9.0f} us, "
+        f"{row['share_of_copy']:6.1%} of copy, formula / op {row['times_formula']:5.2f}"
+    )
+
+
+def show_stages(row: dict) -> str:
+    head = f"{row['pixels']} px, batch {row['batch']}, us forward / backward"
+    return head + "".join(
+        f"\n    {s['stage']:34}{s['forward_microseconds']:8.0f} {s['backward_microseconds']:8.0f}"
+        for s in row["stages"]
+    )
+
+
 def show_profile(row: dict) -> str:
     head = f"{row['pixels']} px, {'compiled' if row['compiled'] else 'eager'}: {row['microseconds']:.0f} us\n"
     lines = [f"    {k['share']:6.1%} {k['calls']:5.1f} calls  {k['name'][:90]}" for k in row["kernels"][:12]]
@@ -106,19 +121,35 @@ def show_profile(row: dict) -> str:
 
 def benchmark(report: Report) -> None:
     """All parts, the scan's own first."""
-    from benchmarks import gpu_models, gpu_scans, gpu_timing
+    from benchmarks import gpu_scans, gpu_timing, scan_cost
 
     report.results["environment"] = gpu_timing.environment()
     bandwidth = report.results["copy_bytes_per_second"] = gpu_timing.copy_bandwidth()
     print(f"{report.results['environment']['device']}: copy {bandwidth / 1e12:.2f} TB/s, read and written")
+    report.results["bytes"] = scan_cost.FORMULA
+    print(scan_cost.FORMULA)
     report.collect("scan", lambda: gpu_scans.scan_rows(bandwidth), show_scan)
     report.collect("launch-per-line baselines", gpu_scans.baseline_rows, show_baseline)
     report.collect("flash attention", gpu_scans.attention_rows, show_attention)
+    try:
+        benchmark_models(report, bandwidth)
+    except ImportError as error:  # a Python without the models' packages still times the scan
+        report.results["errors"]["models"] = str(error)
+        print(f"models: not timed, {error}")
+    report.collect("compiled reference", gpu_scans.compiled_reference_rows, show_reference)
+    report.save()
+
+
+def benchmark_models(report: Report, bandwidth: float) -> None:
+    """The mixer and what is around it; the resolutions from which they beat attention."""
+    from benchmarks import gpu_models
+
+    report.collect("gated merge", lambda: gpu_models.merge_rows(bandwidth), show_merge)
     eager = report.collect("mixers, eager", lambda: gpu_models.mixer_rows(compiled=False), show_times)
     steps = report.collect("training step", gpu_models.step_rows, show_times)
+    report.collect("mixer stages", gpu_models.stage_rows, show_stages)
     report.collect("mixer profile", gpu_models.profile_rows, show_profile)
     mixers = report.collect("mixers, compiled", gpu_models.mixer_rows, show_times)
-    report.collect("compiled reference", gpu_scans.compiled_reference_rows, show_reference)
     crossovers = {
         "mixer forward, eager": (eager, "forward"),
         "mixer forward and backward, eager": (eager, "forward and backward"),
@@ -135,7 +166,6 @@ def benchmark(report: Report) -> None:
             if pixels
             else f"{name}: never faster"
         )
-    report.save()
 
 
 def main(argv: list[str] | None = None) -> int:

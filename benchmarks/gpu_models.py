@@ -6,13 +6,16 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_timing import median_seconds
+from benchmarks.gpu_timing import median_seconds, rotations
+from benchmarks.mixer_stages import merge_by_formula, mixer_stages
+from benchmarks.scan_cost import model_shapes
 from gspn_dit import create_model
 from gspn_dit.models.mixers import create_mixer
 from gspn_dit.models.settings import resolve_settings
 
 GRIDS = {16: 64, 32: 16, 64: 4, 128: 1, 256: 1}  # tokens on a side: batch
 STEP_BLOCKS = 4
+DIRECTIONS = 4
 MIXERS = {
     "attention": ("DiT-XL/2", None),
     "gspn": ("GSPN-DiT-XL/2", 0),
@@ -54,6 +57,68 @@ def mixer_rows(compiled: bool = True) -> Iterator[dict]:
                 lambda _, args=args: forward_backward(*args)
             )
             row[f"{kind}, weights"] = sum(p.numel() for p in mixer.parameters())
+        torch.cuda.empty_cache()
+        yield row
+
+
+def merge_rows(copy_bytes_per_second: float) -> Iterator[dict]:
+    """The gated merge at the mixers' shapes, and the formula of one pass each that it replaces."""
+    for shape in (s for s in model_shapes() if not s.segment):
+        pixels = shape.batch * shape.height * shape.width
+        size = (pixels, DIRECTIONS, shape.channels)
+        maps = pixels * DIRECTIONS * shape.channels * 2
+        for backward in (False, True):
+            moved = (4 if backward else 2) * maps + maps // DIRECTIONS
+            sets = [
+                [torch.randn(size, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+                for _ in range(rotations(moved))
+            ]
+            row = {
+                "shape": shape._asdict(),
+                "dtype": "bfloat16",
+                "pass": "backward" if backward else "forward",
+            }
+            for name, merge in (("op", torch.ops.gspn.merge), ("formula", merge_by_formula)):
+                row[f"{name}_microseconds"] = 1e6 * time_merge(merge, sets, backward)
+            row["moved_bytes"] = moved
+            row["share_of_copy"] = moved / (row["op_microseconds"] / 1e6) / copy_bytes_per_second
+            row["times_formula"] = row["formula_microseconds"] / row["op_microseconds"]
+            del sets
+            torch.cuda.empty_cache()
+            yield row
+
+
+def time_merge(merge: Callable[..., torch.Tensor], sets: list[list[torch.Tensor]], backward: bool) -> float:
+    """Median seconds of one pass over rotating inputs."""
+    if not backward:
+        with torch.no_grad():
+            return median_seconds(lambda i: merge(*sets[i]), len(sets))
+    leaves = [[tensor.detach().requires_grad_() for tensor in maps] for maps in sets]
+    outputs = [merge(*maps) for maps in leaves]
+    grads = [torch.randn_like(y) for y in outputs]
+    run = lambda i: torch.autograd.grad(outputs[i], leaves[i], grads[i], retain_graph=True)  # noqa: E731
+    return median_seconds(run, len(sets))
+
+
+def stage_rows() -> Iterator[dict]:
+    """Forward and backward of each stage of GSPN-DiT-XL/2's mixer, alone and in eager mode."""
+    for side in (16, 32, 64):
+        x = torch.randn(GRIDS[side], side, side, 1152, device="cuda", dtype=torch.bfloat16)
+        row = {"pixels": side * 16, "batch": GRIDS[side], "stages": []}
+        for stage in mixer_stages(make_mixer("gspn"), x):
+            with torch.no_grad():
+                forward = median_seconds(lambda _, stage=stage: stage.run(*stage.inputs))
+            outputs = stage.run(*stage.inputs)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            args = (stage, outputs, [torch.randn_like(output) for output in outputs])
+            backward = median_seconds(lambda _, args=args: args[0].gradients(*args[1:]))
+            row["stages"].append(
+                {
+                    "stage": stage.name,
+                    "forward_microseconds": 1e6 * forward,
+                    "backward_microseconds": 1e6 * backward,
+                }
+            )
         torch.cuda.empty_cache()
         yield row
 

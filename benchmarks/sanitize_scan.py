@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from ops import gspn_scan
+from ops import gated_merge, gspn_scan
 
 # B, H, W, C, G, segment: short and long lines, odd sizes, groups and segments.
 SHAPES = [
@@ -20,13 +20,14 @@ SHAPES = [
 
 
 def main() -> int:
-    """Run every shape forward and backward in every dtype."""
+    """Run every shape forward and backward in every dtype, the gated merge after the scan."""
     for batch, height, width, channels, groups, segment in SHAPES:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             pixels = (batch, height, width)
             sizes = [(*pixels, channels), (*pixels, 4, channels), (*pixels, 4, 3, groups)]
             inputs = [torch.randn(size).to("cuda", dtype).requires_grad_() for size in sizes]
-            gspn_scan(*inputs, segment=segment).float().sum().backward()
+            h = gspn_scan(*inputs, segment=segment)
+            gated_merge(h, inputs[1]).float().sum().backward()
     torch.cuda.synchronize()
     print("all scans ran")
     return 0

@@ -11,6 +11,13 @@ from ops.library import LIBRARY
 SHARED_PER_BLOCK = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 
+FORMULA = """bytes of a scan, each element once (ideal):
+  forward   x + lam + logits of all but starting lines + h
+  backward  grad_h + x + lam + logits and h of all but starting lines + dx + dlam + dlogits
+moved: the ideal ones + float32 scratch, written and read: dx by direction unless a block does all of them,
+  and the parts of dlogits that a group wider than a warp leaves"""
+
+
 class Shape(NamedTuple):
     """A scan in four directions."""
 
@@ -77,11 +84,7 @@ def started_share(shape: Shape) -> float:
 
 
 def ideal_bytes(shape: Shape, dtype: torch.dtype, backward: bool) -> int:
-    """Every input element read once and every output element written once, nothing else.
-
-    forward:  x + lam + logits of all but starting lines + h
-    backward: grad_h + x + lam + logits and h of all but starting lines + dx + dlam + dlogits
-    """
+    """Every input element read once and every output element written once, nothing else: FORMULA."""
     k, size = len(DIRECTIONS), dtype.itemsize
     pixels = shape.batch * shape.height * shape.width
     x, lam, logits = pixels * shape.channels, pixels * k * shape.channels, pixels * k * 3 * shape.groups

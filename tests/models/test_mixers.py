@@ -1,5 +1,7 @@
 """The mixers: the line scan against its formula, and what each lets a token see."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from gspn_dit.models.basics import relu_squared
 from gspn_dit.models.mixers import DIRECTIONS, DepthwiseConv, LineScan, SelfAttention, create_mixer
 from gspn_dit.models.settings import resolve_settings
 from ops import gspn_scan_reference
+from tests.utils import assert_near
 
 
 def settings_of(name="GSPN-DiT-S/4", **overrides):
@@ -53,6 +56,22 @@ def test_line_scan_normalizes_as_it_is_told(normalization):
     logits = (z @ scan.to_logits.weight.T).reshape(2, 5, 6, 4, 3, 1)
     maps = u * gspn_scan_reference(x, lam, logits, normalization=normalization)
     torch.testing.assert_close(scan(x), sum(scan.merge_weight[k] * maps[:, :, :, k] for k in range(4)))
+
+
+@pytest.mark.parametrize("merge", ["scalar", "channel"])
+def test_the_module_is_the_same_on_each_device(merge, device):
+    """Output and every gradient of the mixer with its compiled operators, against float64 on the CPU."""
+    mixer = fresh_mixer(merge=merge, direction_skip=True)
+    wide = copy.deepcopy(mixer).double()
+    mixer = mixer.to(device)
+    x = tokens(2, 8, 6, 64)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        y, expected = mixer(x.to(device, torch.float32)), wide(x)
+        gradients = torch.autograd.grad(y.square().sum(), mixer.parameters())
+    assert_near(y, expected, tolerance=1e-5)
+    wanted = torch.autograd.grad(expected.square().sum(), wide.parameters())
+    for (name, _), actual, gradient in zip(mixer.named_parameters(), gradients, wanted, strict=True):
+        assert_near(actual, gradient, name, tolerance=1e-4)
 
 
 def influence(mixer, size=8):

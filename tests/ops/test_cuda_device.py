@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ops import gspn_scan, gspn_scan_reference
+from ops import gated_merge, gspn_scan, gspn_scan_reference
 from ops.library import BACKENDS
 from tests.ops.cases import make_inputs, widened
 from tests.utils import assert_near
@@ -16,6 +16,11 @@ pytestmark = pytest.mark.skipif(
 
 def gradients(inputs, h):
     return torch.autograd.grad(h.float().square().sum(), inputs)
+
+
+def scan_and_merge(x, lam, logits):
+    """Both operators in turn, as a mixer calls them."""
+    return gated_merge(gspn_scan(x, lam, logits), lam)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -57,9 +62,9 @@ def test_lines_too_long_say_so():
 
 
 def test_runs_on_the_current_stream():
-    """The scan must follow work that its stream is still busy with."""
+    """The operators must follow work that their stream is still busy with."""
     inputs = [tensor.detach() for tensor in make_inputs(4, 32, 32, 64, 64, 4, torch.float32, "cuda")]
-    expected = gspn_scan(*inputs)
+    expected = scan_and_merge(*inputs)
     late = [torch.zeros_like(tensor) for tensor in inputs]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -67,9 +72,9 @@ def test_runs_on_the_current_stream():
         torch.cuda._sleep(50_000_000)
         for tensor, value in zip(late, inputs, strict=True):
             tensor.copy_(value)
-        h = gspn_scan(*late)
+        y = scan_and_merge(*late)
     stream.synchronize()
-    assert torch.equal(h, expected)
+    assert torch.equal(y, expected)
 
 
 @pytest.mark.parametrize("groups", [64, 1])
@@ -77,17 +82,17 @@ def test_graph_capture(groups):
     inputs = make_inputs(2, 16, 16, 64, groups, 4, torch.bfloat16, "cuda")
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        gradients(inputs, gspn_scan(*inputs))
+        gradients(inputs, scan_and_merge(*inputs))
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        h = gspn_scan(*inputs)
-        captured = [h, *gradients(inputs, h)]
+        y = scan_and_merge(*inputs)
+        captured = [y, *gradients(inputs, y)]
     with torch.no_grad():
         for tensor in inputs:
             tensor.copy_(torch.randn_like(tensor))
     graph.replay()
-    fresh = gspn_scan(*inputs)
+    fresh = scan_and_merge(*inputs)
     for one, other in zip(captured, [fresh, *gradients(inputs, fresh)], strict=True):
         assert torch.equal(one, other)
 
@@ -115,13 +120,46 @@ def test_past_two_to_the_31_elements():
         assert_near(one[-1:], other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("pixels, channels", [(4096, 1152), (4096, 1500), (4096, 900), (1000, 37), (7, 18)])
+def test_merges_of_the_models(pixels, channels, dtype):
+    maps = [
+        torch.randn(pixels, 4, channels, device="cuda", dtype=dtype, requires_grad=True) for _ in range(2)
+    ]
+    grad_y = torch.randn(pixels, channels, device="cuda", dtype=dtype)
+    h, u = (tensor.detach().double() for tensor in maps)
+    y = gated_merge(*maps)
+    assert_near(y, (h * u).sum(1), "y")
+    dh, du = torch.autograd.grad(y, maps, grad_y)
+    assert_near(dh, u * grad_y.double().unsqueeze(1), "dh")
+    assert_near(du, h * grad_y.double().unsqueeze(1), "du")
+
+
+def test_merge_past_two_to_the_31_elements():
+    free, _ = torch.cuda.mem_get_info()
+    if free < 30 * 2**30:
+        pytest.skip(f"needs 30 GiB of GPU memory, {free / 2**30:.0f} are free")
+    maps = [torch.randn(2**19, 4, 1152, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    assert maps[0].numel() > 2**31
+    maps = [tensor.requires_grad_() for tensor in maps]
+    last = [tensor[-100:].detach().clone().requires_grad_() for tensor in maps]
+    y, alone = gated_merge(*maps), gated_merge(*last)
+    assert torch.equal(y[-100:], alone)
+    wanted = torch.autograd.grad(alone.sum(), last)
+    for one, other in zip(torch.autograd.grad(y[-100:].sum(), maps), wanted, strict=True):
+        assert torch.equal(one[-100:], other)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 def test_second_device():
     inputs = make_inputs(2, 8, 8, 16, 16, 4, torch.float32, "cuda:1")
     assert torch.cuda.current_device() == 0
     h = gspn_scan(*inputs)
-    assert h.device == torch.device("cuda", 1)
+    y = gated_merge(h, h)
+    assert h.device == y.device == torch.device("cuda", 1)
     assert_near(h, gspn_scan_reference(*widened(inputs)), "h")
+    assert_near(y, h.detach().double().square().sum(3), "y")
+    gradients(inputs, y)
     assert torch.cuda.current_device() == 0
 
 
@@ -134,3 +172,7 @@ def test_misaligned_views_take_narrower_accesses():
         h = gspn_scan(*inputs)
         assert_near(h, gspn_scan_reference(*widened(inputs)), "h")
         gradients(inputs, h)
+        lam = inputs[1]  # off its alignment by `offset` elements
+        y = gated_merge(lam, lam)
+        assert_near(y, lam.detach().double().square().sum(3), "y")
+        gradients([lam], y)
