@@ -10,6 +10,10 @@ WIDTH, RANK, GROUPS, DIRECTIONS = 1152, 72, 72, 4
 BYTES = 2  # bfloat16
 FLASH_RATES = {"forward": 550e12, "backward": 400e12}  # operations per second that flash attention reaches
 
+# How the elementwise stages run: by formulas of one pass each in eager mode, as the mixer was; eagerly with the gated
+# merge and relu_squared, as it is; and joined with what follows, as torch.compile makes them.
+VARIANTS = ("formulas", "eager", "compiled")
+
 
 class Stage(NamedTuple):
     """Elements read and written, and multiply-adds times two, for one token."""
@@ -17,30 +21,45 @@ class Stage(NamedTuple):
     name: str
     elements: float
     operations: float
+    backward_elements: float | None = None  # twice the forward's unless given
+
+    def backward(self) -> "Stage":
+        elements = 2 * self.elements if self.backward_elements is None else self.backward_elements
+        return Stage(self.name, elements, 2 * self.operations)
 
 
-def gspn_forward(fused: bool) -> list[Stage]:
-    """The forward stages; `fused`: elementwise chains in one kernel each, as torch.compile makes them."""
+def gspn_stages(variant: str) -> list[Stage]:
+    """The mixer's stages in one of VARIANTS."""
     c, k = WIDTH, DIRECTIONS
     logits = k * 3 * GROUPS
     projection = Stage("1x1", 2 * c, 2 * c * c)
-    gating = (2 * k + 1) * c if fused else (3 * k + k + 1) * c  # u * h, then the sum over the directions
+    # u and h in, y out; backward g, u and h in, dh and du out. By formulas u * h is written and read again, and g is
+    # read for each of two products.
+    gate, gate_backward = (2 * k + 1) * c, (4 * k + 1) * c
+    # Compiled, the norm takes y from registers, and its backward leaves g there and has y anew from u and h.
+    norm, norm_backward = 2 * c, 3 * c
+    if variant == "formulas":
+        gate, gate_backward = gate + 2 * k * c, gate_backward + c
+    elif variant == "compiled":
+        norm, norm_backward = 0, 0
+    # relu, square; backward 2 r, its product with g, and the mask: 2 + 3 + 3.
+    relu = {"formulas": (4 * c, 8 * c), "eager": (4 * c, 3 * c), "compiled": (2 * c, 3 * c)}[variant]
     return [
         projection,
         Stage("depthwise 7x7", 2 * c, 98 * c),
         Stage("bottleneck", c + RANK, 2 * c * RANK),
         Stage("lam, u and logits", 3 * RANK + 2 * k * c + logits, 2 * RANK * (2 * k * c + logits)),
         Stage("scan", (1 + 2 * k) * c + logits, 0),
-        Stage("gate and merge", gating, 0),
-        Stage("norm", 2 * c, 0),
+        Stage("gate and merge", gate, 0, gate_backward),
+        Stage("norm", norm, 0, norm_backward),
         projection,
         Stage("depthwise 3x3", 2 * c, 18 * c),
-        Stage("relu squared", 2 * c if fused else 4 * c, 0),
+        Stage("relu squared", relu[0], 0, relu[1]),
         projection,
     ]
 
 
-def attention_forward(tokens: int) -> list[Stage]:
+def attention_stages() -> list[Stage]:
     """DiT's mixer; the products of attention are in `attention_core`."""
     c = WIDTH
     return [Stage("q, k, v", 4 * c, 6 * c * c), Stage("attention", 4 * c, 0), Stage("1x1", 2 * c, 2 * c * c)]
@@ -57,15 +76,20 @@ def attention_core(tokens: int, backward: bool) -> float:
     return (10 if backward else 4) * tokens * WIDTH / rate
 
 
-def mixer_seconds(tokens: int, bandwidth: float, rate: float, fused: bool = True) -> dict[str, float]:
-    """Floors for one token: each mixer forward, and with backward, which doubles elements and operations."""
-    gspn = stage_seconds(gspn_forward(fused), bandwidth, rate)
-    attention = stage_seconds(attention_forward(tokens), bandwidth, rate)
-    forward, backward = attention_core(tokens, False), attention_core(tokens, True)
+def mixer_seconds(tokens: int, bandwidth: float, rate: float, variant: str = "eager") -> dict[str, float]:
+    """Floors for one token: each mixer forward, and forward and backward."""
+    rates = (bandwidth, rate)
+    gspn, attention = gspn_stages(variant), attention_stages()
     scratch = 2 * 4 * DIRECTIONS * WIDTH / bandwidth  # the scan's float32 dx by direction
-    return {
-        "gspn, forward": gspn,
-        "gspn, forward and backward": 3 * gspn + scratch,
-        "attention, forward": attention + forward,
-        "attention, forward and backward": 3 * attention + forward + backward,
+    forward = {
+        "gspn": stage_seconds(gspn, *rates),
+        "attention": stage_seconds(attention, *rates) + attention_core(tokens, False),
+    }
+    backward = {
+        "gspn": stage_seconds([stage.backward() for stage in gspn], *rates) + scratch,
+        "attention": stage_seconds([stage.backward() for stage in attention], *rates)
+        + attention_core(tokens, True),
+    }
+    return {f"{name}, forward": forward[name] for name in forward} | {
+        f"{name}, forward and backward": forward[name] + backward[name] for name in forward
     }

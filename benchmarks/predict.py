@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.compiler_report import Kernel, read_report  # noqa: E402
-from benchmarks.mixer_cost import gspn_forward, mixer_seconds, stage_seconds  # noqa: E402
+from benchmarks.mixer_cost import VARIANTS, gspn_stages, mixer_seconds, stage_seconds  # noqa: E402
 from benchmarks.scan_cost import (  # noqa: E402
     SHARED_PER_BLOCK,
     WIDE_MAP,
@@ -86,17 +86,44 @@ def predict(
     }
 
 
+def predict_merge(kernels: list[Kernel], channels: int, backward: bool, bandwidth: float) -> dict:
+    """The gated merge at one width, in bfloat16 and four directions."""
+    vector = next(v for v in (8, 4, 2, 1) if channels % v == 0)
+    wanted = (ARCHITECTURE, "merge_backward" if backward else "merge_forward", "bfloat16", vector)
+    kernel = next(kernel for kernel in kernels if kernel[:4] == wanted)
+    warps = min(kernel.resident_warps // 8 * 8, 64)  # in blocks of 256 threads
+    moved = (4 if backward else 2) + 1 / 4  # elements for each of h
+    return {
+        "channels": channels,
+        "pass": "backward" if backward else "forward",
+        "vector": vector,
+        "registers": kernel.registers,
+        "occupancy": warps / 64,
+        "kilobytes_in_flight": warps * 32 * (2 * 4 + backward) * vector * 2 / 1024,
+        "bytes_per_element": 2 * moved,
+        "floor_nanoseconds_a_token": 1e9 * 4 * channels * 2 * moved / bandwidth,
+    }
+
+
 def predict_mixers(bandwidth: float, rate: float) -> dict:
     """Floors in nanoseconds for one token of GSPN-DiT-XL/2's mixer, by stage and against attention's."""
+    nanoseconds = lambda stage: 1e9 * stage_seconds([stage], bandwidth, rate)  # noqa: E731
     stages = [
-        {"stage": stage.name, "fused": fused, "nanoseconds": 1e9 * stage_seconds([stage], bandwidth, rate)}
-        for fused in (False, True)
-        for stage in gspn_forward(fused)
+        {
+            "variant": variant,
+            "stage": stage.name,
+            "forward": nanoseconds(stage),
+            "backward": nanoseconds(stage.backward()),
+        }
+        for variant in VARIANTS
+        for stage in gspn_stages(variant)
     ]
     rows = []
-    for pixels in (256, 512, 1024, 2048, 4096):
-        times = mixer_seconds((pixels // 16) ** 2, bandwidth, rate)
-        rows.append({"pixels": pixels, **{name: 1e9 * seconds for name, seconds in times.items()}})
+    for variant in VARIANTS:
+        for pixels in (256, 512, 1024, 2048, 4096):
+            times = mixer_seconds((pixels // 16) ** 2, bandwidth, rate, variant)
+            in_nanoseconds = {name: 1e9 * seconds for name, seconds in times.items()}
+            rows.append({"variant": variant, "pixels": pixels, **in_nanoseconds})
     return {"stages": stages, "rows": rows}
 
 
@@ -113,15 +140,17 @@ def print_scans(rows: list[dict]) -> None:
 
 def print_mixers(mixers: dict) -> None:
     """The table of mixers."""
-    for fused in (False, True):
-        stages = [stage for stage in mixers["stages"] if stage["fused"] == fused]
-        total = sum(stage["nanoseconds"] for stage in stages)
-        parts = ", ".join(f"{stage['stage']} {stage['nanoseconds']:.1f}" for stage in stages)
-        print(f"GSPN mixer {'fused' if fused else 'eager'}, ns a token forward: {total:.1f} = {parts}")
+    for variant in VARIANTS:
+        stages = [stage for stage in mixers["stages"] if stage["variant"] == variant]
+        for pass_ in ("forward", "backward"):
+            total = sum(stage[pass_] for stage in stages)
+            parts = ", ".join(f"{stage['stage']} {stage[pass_]:.1f}" for stage in stages)
+            print(f"GSPN mixer, {variant}, ns a token {pass_}: {total:.1f} = {parts}")
     for row in mixers["rows"]:
         print(
-            f"{row['pixels']:5} px, ns a token, GSPN / attention: forward {row['gspn, forward']:.0f} / "
-            f"{row['attention, forward']:.0f}, with backward {row['gspn, forward and backward']:.0f} / "
+            f"{row['variant']:9}{row['pixels']:5} px, ns a token, GSPN / attention: "
+            f"forward {row['gspn, forward']:.0f} / {row['attention, forward']:.0f}, "
+            f"with backward {row['gspn, forward and backward']:.0f} / "
             f"{row['attention, forward and backward']:.0f}"
         )
 
@@ -155,12 +184,23 @@ def main(argv: list[str] | None = None) -> int:
         "torch": build["torch"],
         "kernels": [kernel._asdict() for kernel in kernels if kernel.architecture == ARCHITECTURE],
         "rows": rows,
+        "merges": [
+            predict_merge(kernels, channels, backward, arguments.bandwidth)
+            for channels in (1500, 1152)
+            for backward in (False, True)
+        ],
         "mixers": predict_mixers(arguments.bandwidth, arguments.rate),
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     print(f"PREDICTED for {result['device']}, not yet measured on a GPU; bfloat16, four directions")
     print_scans(rows)
+    for row in result["merges"]:
+        print(
+            f"gated merge, {row['channels']} channels {row['pass']:>9}: {row['registers']} registers, occupancy "
+            f"{row['occupancy']:.0%}, {row['kilobytes_in_flight']:.0f} KB in flight, "
+            f"{row['bytes_per_element']:.1f} bytes an element of h, {row['floor_nanoseconds_a_token']:.1f} ns a token"
+        )
     print_mixers(result["mixers"])
     print(f"written to {arguments.json}")
     return 0
