@@ -91,6 +91,66 @@ def test_missing_compilers_are_named(monkeypatch, tmp_path):
         build.build(tmp_path / "lib", tmp_path / "scratch", "required")
 
 
+def write_script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return path
+
+
+def fake_compiler(toolkit, version):
+    """Answers as nvcc does, from a toolkit's own folder."""
+    return write_script(
+        toolkit / "bin" / "nvcc",
+        f"""case "$1" in
+--version) echo 'release {version}, V{version}';;
+*) echo '#$ _HERE_={toolkit}/bin' >&2;;
+esac""",
+    )
+
+
+@pytest.fixture
+def without_toolkits(monkeypatch, tmp_path):
+    """A machine whose torch was built with CUDA 13.0 and which has no CUDA compiler yet."""
+    monkeypatch.setattr(build, "torch_versions", lambda: ("2.11.0", "13.0"))
+    monkeypatch.setattr(build, "torch_folder", lambda: tmp_path / "site-packages" / "torch")
+    monkeypatch.setattr(build, "USUAL_COMPILER", str(tmp_path / "usual" / "bin"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'path'}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+
+
+def test_toolkit_behind_a_script_on_the_path(without_toolkits, tmp_path):
+    """/usr/local/bin/nvcc may be a script that calls the compiler: its own folder has no libraries to link."""
+    assert build.find_cuda(tmp_path) is None
+    compiler = fake_compiler(tmp_path / "toolkit", "13.0")
+    write_script(tmp_path / "path" / "nvcc", f'exec {compiler} "$@"')
+    assert build.find_cuda(tmp_path) == tmp_path / "toolkit"
+
+
+def test_toolkit_in_its_usual_place_and_of_torchs_version(without_toolkits, tmp_path):
+    fake_compiler(tmp_path / "usual", "12.8")
+    assert build.find_cuda(tmp_path) is None
+    fake_compiler(tmp_path / "usual", "13.2")
+    write_script(tmp_path / "path" / "nvcc", f'exec {fake_compiler(tmp_path / "older", "12.8")} "$@"')
+    assert build.find_cuda(tmp_path) == tmp_path / "usual"
+
+
+def test_wheels_of_the_compiler_are_arranged_as_a_toolkit(without_toolkits, tmp_path):
+    wheel = tmp_path / "site-packages" / "nvidia" / "cu13"
+    fake_compiler(wheel, "13.0")
+    (wheel / "lib").mkdir()
+    with pytest.raises(build.BuildError, match="no libcudart"):
+        build.find_cuda(tmp_path)
+    for name in ("libcudart.so.13", "libcudart_static.a"):
+        (wheel / "lib" / name).touch()
+    home = build.find_cuda(tmp_path)
+    assert (home / "bin" / "nvcc").resolve() == wheel / "bin" / "nvcc"
+    assert (home / "lib64" / "libcudart.so").resolve() == wheel / "lib" / "libcudart.so.13"
+    assert build.cuda_runtime(home)[0] == "-l:libcudart_static.a"
+    (home / "lib64" / "libcudart_static.a").unlink()
+    assert build.cuda_runtime(home) == ["-lcudart"]
+
+
 def test_compiler_failure_shows_the_command_and_leaves_nothing(tmp_path):
     source = tmp_path / "broken.cpp"
     source.write_text("int main( {")

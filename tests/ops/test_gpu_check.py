@@ -1,0 +1,68 @@
+"""`make gpu-check`: what it says without a GPU, and how its steps follow one another with one."""
+
+import re
+
+import pytest
+import torch
+
+from benchmarks import gpu_check
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is visible")
+def test_without_a_gpu_it_says_so_in_one_line(capsys):
+    assert gpu_check.main([]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*(GPU|CUDA).*\n", said)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the check with steps that give these exit statuses; returns its own and its summary."""
+
+    def run(statuses, *arguments):
+        done = []
+        fakes = {name: lambda n=name: done.append(n) or statuses[n] for name in statuses}
+        monkeypatch.setattr(gpu_check, "gpu_problem", lambda: None)
+        monkeypatch.setattr(gpu_check, "steps", lambda minutes, results: fakes)
+        status = gpu_check.main(list(arguments))
+        return status, done, capsys.readouterr()
+
+    return run
+
+
+def test_every_step_is_reported(run):
+    status, done, said = run({"build": 0, "tests": 1, "memcheck": gpu_check.NO_SANITIZER, "benchmark": 124})
+    assert status == 1
+    assert done == ["build", "tests", "memcheck", "benchmark"]
+    summary = said.out.split("== summary")[1]
+    for line in (
+        "build  .*passed",
+        "tests  .*FAILED: exit status 1",
+        "memcheck .*skipped",
+        "benchmark.*out of time",
+    ):
+        assert re.search(line, summary), summary
+
+
+def test_nothing_follows_a_build_that_failed(run):
+    assert run({"build": 1, "tests": 0})[:2] == (1, ["build"])
+
+
+def test_all_passed(run):
+    assert run({"build": 0, "tests": 0, "memcheck": gpu_check.NO_SANITIZER})[0] == 0
+
+
+def test_one_step_alone(run):
+    assert run({"build": 0, "tests": 0}, "--only", "tests")[:2] == (0, ["tests"])
+    status, done, said = run({"build": 0}, "--only", "tets")
+    assert status == 2 and done == [] and "no step 'tets'" in said.err
+
+
+@pytest.mark.parametrize("packages, tested", [(("no_such_package",), False), (("torch",), True)])
+def test_a_python_without_the_models_packages_tests_the_operators(packages, tested, run, monkeypatch):
+    calls = []
+    monkeypatch.setattr(gpu_check, "MODEL_PACKAGES", packages)
+    monkeypatch.setattr(gpu_check, "call", lambda command, seconds: calls.append(command) or 0)
+    gpu_check.steps(1, gpu_check.ROOT / "unused.json")["tests on the GPU"]()
+    assert "tests/ops" in calls[0] and ("tests/models" in calls[0]) == tested
+    assert ("for want of no_such_package" in run({"build": 0})[2].out) != tested
