@@ -12,10 +12,11 @@ from ops.library import BACKENDS, LIBRARY
 def main() -> int:
     """Print the report; exit status 1 when nothing is built."""
     print(f"torch      {torch.__version__} (CUDA {torch.version.cuda or 'none'})")
-    if not BACKENDS:
+    record = LIBRARY.parent / "build.json"  # written last: an interrupted build leaves none
+    if not BACKENDS or not record.exists():
         print("scan       not built, or from older sources: run `make build`")
         return 1
-    built = json.loads((LIBRARY.parent / "build.json").read_text())
+    built = json.loads(record.read_text())
     instruction_set = ctypes.CDLL(str(LIBRARY)).gspn_cpu_instruction_set
     instruction_set.restype = ctypes.c_char_p
     print(f"scan       {LIBRARY}")

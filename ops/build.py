@@ -195,16 +195,21 @@ def cuda_runtime(cuda_home: Path) -> list[str]:
     return ["-lcudart"]
 
 
-def link(objects: list[Path], cuda_home: Path | None, library: Path) -> None:
-    """Link aside and rename, so that an interrupted build leaves no broken library."""
-    torch_library = torch_folder() / "lib"
-    partial = library.with_suffix(f".{os.getpid()}.tmp")
-    command = [*shlex.split(os.environ.get("CXX", "g++")), "-shared", "-o", str(partial), *map(str, objects)]
+def link_flags(cuda_home: Path | None) -> list[str]:
+    """What the library is linked with."""
     # libtorch.so needs libtorch_cuda.so where there is one: what is taken from that is found through it, and a torch
     # without CUDA loads the library too.
-    command += [f"-L{torch_library}", "-Wl,--no-as-needed", "-ltorch_cpu", "-ltorch"]
+    flags = [f"-L{torch_folder() / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-ltorch"]
     if cuda_home:
-        command += [f"-L{cuda_home / 'lib64'}", f"-L{cuda_home / 'lib'}", *cuda_runtime(cuda_home)]
+        flags += [f"-L{cuda_home / 'lib64'}", f"-L{cuda_home / 'lib'}", *cuda_runtime(cuda_home)]
+    return flags
+
+
+def link(objects: list[Path], flags: list[str], library: Path) -> None:
+    """Link aside and rename, so that an interrupted build leaves no broken library."""
+    partial = library.with_suffix(f".{os.getpid()}.tmp")
+    command = [*shlex.split(os.environ.get("CXX", "g++")), "-shared", "-o", str(partial)]
+    command += [*map(str, objects), *flags]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise BuildError(f"linking failed:\n{shlex.join(command)}\n{result.stderr}")
@@ -228,6 +233,7 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
         "torch": torch_version,
         "torch_cuda": torch_cuda,
         "objects": {name: fingerprint(command) for name, command in commands.items()},
+        "link": link_flags(cuda_home),
     }
     library, record = out / LIBRARY_NAME, out / "build.json"
     if library.exists() and record.exists() and json.loads(record.read_text()) == info:
@@ -239,7 +245,7 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         objects = list(pool.map(lambda item: compile_object(*item, scratch), commands.items()))
     record.unlink(missing_ok=True)
-    link(objects, cuda_home, library)
+    link(objects, info["link"], library)
     reports = [path.with_suffix(".log").read_text() for path in objects if path.name.endswith(".cu.o")]
     (out / "ptxas.txt").write_text("".join(reports))
     record.write_text(json.dumps(info, indent=1))

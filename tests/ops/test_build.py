@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,87 @@ def test_objects_follow_their_sources(tmp_path, monkeypatch):
     (tmp_path / "a.h").write_text("#define VALUE 2\n")
     second = build.compile_object("a.o", command, tmp_path)
     assert second != first and not first.exists()
+
+
+def test_objects_follow_their_torch(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    (tmp_path / "a.cpp").touch()
+    monkeypatch.setattr(build, "torch_versions", lambda: ("2.10.0", None))
+    first = build.fingerprint(["g++", str(tmp_path / "a.cpp")])
+    monkeypatch.setattr(build, "torch_versions", lambda: ("2.11.0", None))
+    assert build.fingerprint(["g++", str(tmp_path / "a.cpp")]) != first
+
+
+def value_of(library):
+    """Asked in a process of its own: a library that is loaded stays loaded."""
+    query = f"import ctypes; print(ctypes.CDLL({str(library)!r}).value())"
+    return int(subprocess.run([sys.executable, "-c", query], capture_output=True, check=True).stdout)
+
+
+@pytest.fixture
+def small_build(tmp_path, monkeypatch):
+    """A build of one function in place of the kernels; returns what it builds and what that says."""
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    source = tmp_path / "a.cpp"
+    monkeypatch.setattr(
+        build, "compile_commands", lambda cuda_home: {"a.o": ["g++", "-fPIC", "-c", str(source)]}
+    )
+    monkeypatch.setattr(build, "link_flags", lambda cuda_home: [])
+
+    def run(value):
+        source.write_text(f'extern "C" int value() {{ return {value}; }}')
+        build.build(tmp_path / "lib", tmp_path / "scratch", "off")
+        library = tmp_path / "lib" / build.LIBRARY_NAME
+        return library, value_of(library)
+
+    return run
+
+
+def test_library_follows_its_sources(small_build):
+    library, value = small_build(1)
+    stamp = library.stat().st_mtime_ns
+    assert value == 1
+    assert small_build(1)[0].stat().st_mtime_ns == stamp
+    assert small_build(2)[1] == 2
+
+
+def test_interrupted_build_is_not_taken_for_a_finished_one(small_build, monkeypatch):
+    library, _ = small_build(1)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "link", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            small_build(2)
+    assert value_of(library) == 1
+    assert small_build(2)[1] == 2
+
+
+def test_library_is_linked_again_for_other_flags(small_build, monkeypatch):
+    library, _ = small_build(1)
+    stamp = library.stat().st_mtime_ns
+    monkeypatch.setattr(build, "link_flags", lambda cuda_home: ["-lm"])
+    assert small_build(1)[0].stat().st_mtime_ns != stamp
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_max_jobs_is_honoured(tmp_path, monkeypatch, jobs):
+    running, most = [], []
+
+    def compile_object(name, command, folder):
+        running.append(name)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.remove(name)
+        return folder / name
+
+    monkeypatch.setenv("MAX_JOBS", str(jobs))
+    monkeypatch.setattr(
+        build, "compile_commands", lambda cuda_home: {f"{i}.o": ["g++", __file__] for i in range(6)}
+    )
+    monkeypatch.setattr(build, "compile_object", compile_object)
+    monkeypatch.setattr(build, "link", lambda *_: None)
+    build.build(tmp_path / "lib", tmp_path / "scratch", "off")
+    assert max(most) == jobs
