@@ -10,7 +10,8 @@ RUN ?= runs/demo
 SCALE ?= cpu
 ARGS ?=
 PY := .venv/bin/python
-LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --num_processes $(NPROC),$(PY))
+# Without a configuration accelerate starts one process on a machine that has no GPU, whatever NPROC is.
+LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes $(NPROC),$(PY))
 
 .PHONY: setup build train compare sample eval leaderboard golden-eval experiments test test-all gpu-check bench lint format
 

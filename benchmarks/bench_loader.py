@@ -54,7 +54,7 @@ def make_store(folder: Path, images: int) -> None:
         images=images,
         skipped=0,
         latent_shape=SHAPE,
-        class_names=[str(number) for number in range(1000)],
+        class_names=tuple(str(number) for number in range(1000)),
         images_hash="",
         float16_error={},
         complete=True,

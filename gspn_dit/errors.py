@@ -1,6 +1,7 @@
 """Errors that a user can act on, and how the command lines report them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,11 +19,19 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command line's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Run a command line's `main`; its exit status.
+
+    A `UserError`, or a file that cannot be read or written, becomes one line on stderr and exit status 2.
+    """
     try:
         status = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except OSError as error:
+        if error.filename is None:  # not about a file: a fault of the program
+            raise
+        print(f"error: cannot use {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -185,12 +185,21 @@ def first_line(error: Exception) -> str:
 
 
 def upload(folder: str | Path, repository: str, *, private: bool = False) -> str:
-    """Create the repository unless it exists, and upload the folder; the address on the hub."""
+    """Create the repository unless it exists, and upload the folder; the address on the hub.
+
+    Raises `UserError` when the hub cannot be reached or does not allow it.
+    """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     api = HfApi()
-    address = api.create_repo(repository, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload model")
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload model")
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise UserError(
+            f"cannot upload to {repository} ({first_line(error)}): log in by `hf auth login`, and try again"
+        ) from error
     return str(address)
 
 

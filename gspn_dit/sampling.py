@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from gspn_dit.autoencoder import Autoencoder
 from gspn_dit.config import Config
 from gspn_dit.diffusion import check_sampling, create_diffusion, keyed_noise, sample
 from gspn_dit.files import replacing
+from gspn_dit.progress import progress_bar
 from gspn_dit.random import LABELS, generator
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
@@ -75,7 +75,7 @@ def generate(
     )
     shape = (model.in_channels, model.input_size, model.input_size)
     batches = zip(labels.split(batch_size), indices.split(batch_size), strict=True)
-    bar = tqdm(
+    bar = progress_bar(
         total=len(labels) * steps,  # counted in steps, shown in images
         unit_scale=1 / steps,
         desc="sampling",

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +42,7 @@ from gspn_dit.ema import EMA
 from gspn_dit.errors import UserError
 from gspn_dit.files import claimed
 from gspn_dit.metrics import MetricsLog
+from gspn_dit.progress import progress_bar
 from gspn_dit.results import NoDecoder, draw_grid, finish_run, open_decoder, write_grid
 from gspn_dit.resume import check_same_data, check_same_run, describe_dataset
 
@@ -310,13 +310,11 @@ class Trainer:
         )
 
     def progress_bar(self) -> tqdm:
-        interval = 0.2 if sys.stderr.isatty() else 30
-        return tqdm(
+        return progress_bar(
             total=self.config.train.steps,
             initial=self.step,
             desc="training",
             unit="step",
-            mininterval=interval,
             disable=not self.main,
         )
 

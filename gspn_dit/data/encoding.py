@@ -20,6 +20,7 @@ from gspn_dit.data.images import ImageFolder, UnreadableImage, read_image
 from gspn_dit.data.latents import DTYPE, MIRRORS, Manifest
 from gspn_dit.data.store import LatentStore, describe
 from gspn_dit.errors import UserError
+from gspn_dit.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ class Encoder:
             raise UserError(
                 f"{self.store.folder}: {in_bytes(needed)} needed, {in_bytes(free)} free; make room first"
             )
+        self.store.folder.mkdir(
+            parents=True, exist_ok=True
+        )  # if it cannot be made, that shows before the work
         seconds, error = self.probe()
         processes = self.state.num_processes
         print(
@@ -168,7 +172,9 @@ class Encoder:
         """A bar of the first process's share of the work."""
         several = self.state.num_processes > 1
         title = f"encoding (process 0 of {self.state.num_processes})" if several else "encoding"
-        return tqdm(total=total, desc=title, unit="image", disable=not (total and self.state.is_main_process))
+        return progress_bar(
+            total=total, desc=title, unit="image", disable=not (total and self.state.is_main_process)
+        )
 
 
 def stored_moments(batch: Batch, autoencoder: LatentAutoencoder, manifest: Manifest) -> np.ndarray:

@@ -12,7 +12,7 @@ A mirror is a row of its own because the latent of a mirrored image is not the m
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from gspn_dit import schema
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing
 from gspn_dit.random import POSTERIOR, seed_of
@@ -51,7 +52,7 @@ class Manifest:
     skipped: int
     latent_shape: tuple[int, int, int]
     """(C, h, w)."""
-    class_names: list[str]
+    class_names: tuple[str, ...]
     images_hash: str
     """SHA-256 of the list of paths."""
     float16_error: dict[str, float]
@@ -102,17 +103,14 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def parse_manifest(content: dict[str, Any], path: Path) -> Manifest:
-    """Check the types of a manifest's fields."""
-    names = {field.name for field in fields(Manifest)}
-    if set(content) != names:
-        raise UserError(
-            f"{path} is damaged: {', '.join(sorted(names ^ set(content)))} missing or unknown; encode again"
-        )
-    shape = content["latent_shape"]
-    counts = [content["images"], content["skipped"], *(shape if isinstance(shape, list) else [None])]
-    if len(counts) != 5 or not all(isinstance(count, int) and count >= 0 for count in counts):
+    """Check a manifest's fields and their types."""
+    try:
+        manifest = schema.build(Manifest, content)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}; encode again") from error
+    if min(manifest.images, manifest.skipped, *manifest.latent_shape) < 0:
         raise UserError(f"{path} is damaged: images, skipped and latent_shape must be counts; encode again")
-    return Manifest(**{**content, "latent_shape": tuple(shape)})
+    return manifest
 
 
 class LatentDataset:
@@ -132,7 +130,7 @@ class LatentDataset:
         labels = read_labels(folder / "labels.npy", manifest)
         self.rows = np.flatnonzero(labels >= 0)
         self.labels = labels[self.rows]
-        self.class_names = manifest.class_names
+        self.class_names = list(manifest.class_names)
         self.num_classes = len(manifest.class_names)
         self.channels, self.size, _ = manifest.latent_shape
         self.autoencoder = manifest.autoencoder

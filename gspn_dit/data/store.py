@@ -50,7 +50,7 @@ def describe(images: ImageFolder, autoencoder: LatentAutoencoder, size: int) -> 
         images=len(images.paths),
         skipped=0,
         latent_shape=(autoencoder.channels, side, side),
-        class_names=images.class_names,
+        class_names=tuple(images.class_names),
         images_hash=hashlib.sha256(paths).hexdigest(),
         float16_error={},
         complete=False,

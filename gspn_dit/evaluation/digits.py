@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import nn
-from tqdm import tqdm
 
 from gspn_dit.data.mnist import CLASSES, load_digits
 from gspn_dit.evaluation.cache import cache_folder, content_key
 from gspn_dit.files import replacing
+from gspn_dit.progress import progress_bar
 from gspn_dit.random import WEIGHTS, generator, seed_of
 
 FEATURES = 64
@@ -116,6 +116,7 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
+@torch.enable_grad()
 def train_classifier() -> DigitClassifier:
     """Train on the training split alone; the same weights on every call on one machine."""
     images, labels = (torch.from_numpy(array) for array in load_digits("train"))
@@ -126,7 +127,7 @@ def train_classifier() -> DigitClassifier:
         steps = EPOCHS * len(inputs) // BATCH
         optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=1e-2)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-        for step in tqdm(range(steps), desc="training the digit classifier", unit=" steps"):
+        for step in progress_bar(iterable=range(steps), desc="training the digit classifier", unit=" steps"):
             rng = generator(WEIGHTS, KEY, step)
             chosen = torch.randint(len(inputs), (BATCH,), generator=rng)
             _, logits = classifier(distort(inputs[chosen], rng))

@@ -54,6 +54,13 @@ def test_training_the_classifier_again_gives_the_same_bits(classifier):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+def test_the_classifier_trains_where_gradients_are_off(monkeypatch):
+    monkeypatch.setattr(digits, "load_digits", lambda split: [array[:128] for array in load_digits(split)])
+    with torch.no_grad():
+        classifier = digits.train_classifier()
+    assert not classifier.training
+
+
 def test_distortion_moves_a_digit_but_keeps_most_of_it():
     images = digits.to_input(torch.from_numpy(load_digits("train")[0][:50]))
     moved = digits.distort(images, torch.Generator().manual_seed(0))

@@ -75,7 +75,7 @@ def store_folder(tmp_path) -> Callable[..., Path]:
             images=len(moments),
             skipped=sum(label < 0 for label in labels),
             latent_shape=moments.shape[3:],
-            class_names=[f"class {number}" for number in range(classes)],
+            class_names=tuple(f"class {number}" for number in range(classes)),
             images_hash="0",
             float16_error={},
             complete=True,

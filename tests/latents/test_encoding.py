@@ -17,7 +17,7 @@ from PIL import Image
 import encode_latents
 from gspn_dit.autoencoder import LatentAutoencoder, create_autoencoder
 from gspn_dit.data import store
-from gspn_dit.data.encoding import float16_error, in_time
+from gspn_dit.data.encoding import Encoder, float16_error, in_time
 from gspn_dit.data.images import list_images, read_image
 from gspn_dit.data.latents import DTYPE, MIRRORS, LatentDataset, read_manifest
 from gspn_dit.errors import UserError
@@ -289,6 +289,12 @@ def test_too_little_room_is_told_before_the_work(image_folder, vae_folder, tmp_p
     with pytest.raises(UserError, match=r"MB needed, 0\.0 MB free; make room first"):
         encode(image_folder(4), tmp_path / "out", vae_folder)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(image_folder, vae_folder, monkeypatch):
+    monkeypatch.setattr(Encoder, "probe", None)
+    with pytest.raises(NotADirectoryError, match="/dev/null/out"):
+        encode(image_folder(4), Path("/dev/null/out"), vae_folder)
 
 
 def test_a_disk_that_fills_up_is_told_and_the_work_continues_later(

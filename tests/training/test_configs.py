@@ -1,5 +1,6 @@
 """The configs that are shipped: each is valid, and each model in it can be built."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,21 @@ def test_config_says_what_to_expect(path):
 def test_launcher_configs_leave_the_precision_to_the_run(name):
     content = yaml.safe_load((ROOT / "configs/accelerate" / name).read_text())
     assert content["mixed_precision"] == "no"
+
+
+def test_make_launches_the_processes_asked_for():
+    """With the launcher's config: without one, accelerate starts one process where there is no GPU."""
+    settings = ["CONFIG=configs/gspn_b2.yaml", "DATA=data/imagenet256", "NPROC=8", "ARGS=train.memory=40gb"]
+    command = ["make", "--dry-run", "--old-file=setup", "train", *settings]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == [
+        *[
+            ".venv/bin/accelerate",
+            "launch",
+            "--config_file",
+            "configs/accelerate/ddp.yaml",
+            "--num_processes",
+            "8",
+        ],
+        *["train.py", "configs/gspn_b2.yaml", "data.path=data/imagenet256", "train.memory=40gb"],
+    ]

@@ -102,6 +102,15 @@ def test_upload_sends_the_folder(tmp_path, monkeypatch):
     assert sent == {"someone/digits": ["README.md", "config.json", "model.safetensors"]}
 
 
+def test_upload_that_fails_is_one_line(tmp_path, monkeypatch):
+    def unreachable(self, name, **settings):
+        raise ConnectionError("no route\nat all")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+    with pytest.raises(UserError, match=r"^cannot upload to some/thing \(no route\): log in[^\n]+$"):
+        create_model("DiT-S/4", **TINY).push_to_hub("some/thing")
+
+
 def test_unknown_hub_id(monkeypatch):
     def missing(self, name, timeout):
         raise RepositoryNotFoundError(

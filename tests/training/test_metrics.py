@@ -1,0 +1,42 @@
+"""Where a run's metrics go beside metrics.jsonl."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from gspn_dit.errors import UserError
+from tests.training.run_state import log_rows
+
+
+def test_wandb_gets_every_row(train_run, monkeypatch):
+    started, rows, ended = [], [], []
+    client = SimpleNamespace(
+        log=lambda values, step: rows.append({"step": step, **values}), finish=lambda: ended.append(True)
+    )
+    wandb = SimpleNamespace(init=lambda **settings: started.append(settings) or client)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run_dir = train_run("run", "train.wandb=digits")
+    (settings,) = started
+    assert (settings["project"], settings["id"], settings["resume"]) == ("digits", "run", "allow")
+    assert settings["config"]["train"]["batch_size"] == 8
+    for row in rows:
+        del row["images_per_second"]
+    assert rows == log_rows(run_dir)
+    assert ended == [True]
+
+
+def test_wandb_that_is_not_installed_is_named(train_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"train\.wandb needs wandb: pip install wandb"):
+        train_run("run", "train.wandb=digits")
+
+
+def test_tensorboard_shows_the_loss(train_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_dir = train_run("run", "train.tensorboard=true")
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert shown == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in log_rows(run_dir)]
