@@ -114,9 +114,8 @@ class Encoder:
             raise UserError(
                 f"{self.store.folder}: {in_bytes(needed)} needed, {in_bytes(free)} free; make room first"
             )
-        self.store.folder.mkdir(
-            parents=True, exist_ok=True
-        )  # if it cannot be made, that shows before the work
+        # Before the probe: a folder that cannot be made shows at once.
+        self.store.folder.mkdir(parents=True, exist_ok=True)
         seconds, error = self.probe()
         processes = self.state.num_processes
         print(
