@@ -126,7 +126,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--repeats", type=int, default=22, help="default: %(default)s, of which two are dropped"
+        "--repeats", type=int, default=14, help="default: %(default)s, of which two are dropped"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "mixer_cpu.json")
