@@ -78,6 +78,23 @@ def test_architecture_list():
         build.architecture_flags("Hopper")
 
 
+def test_every_source_is_compiled_for_the_oldest_torch_and_the_asked_architectures(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a 12.0+PTX")
+    commands = build.compile_commands(tmp_path)
+    assert {Path(command[-1]).name for command in commands.values()} == {
+        path.name for path in SOURCES if path.suffix in (".cpp", ".cu")
+    }
+    for command in commands.values():
+        assert "-DTORCH_TARGET_VERSION=0x020a000000000000" in command
+        architectures = [flag for flag in command if flag.startswith("-gencode")]
+        is_cuda = command[-1].endswith(".cu")
+        assert architectures == (build.architecture_flags("9.0a;12.0+PTX") if is_cuda else [])
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    flags = build.architecture_flags(build.DEFAULT_ARCHITECTURES)
+    assert set(flags) <= set(build.compile_commands(tmp_path)["scan_cuda.cu.o"])
+    assert flags == build.architecture_flags("8.0;9.0+PTX")
+
+
 def test_missing_compilers_are_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(build.BuildError, match="no-such-compiler is not installed"):
