@@ -83,11 +83,8 @@ def test_extreme_logits(dtype, device, poisoned_memory):
     logits = values[choice].to(device, dtype).requires_grad_()
     for normalization in ("row_stochastic", "sigmoid"):
         compare([x, lam, logits], normalization=normalization)
-    for value in (
-        -largest,
-        largest,
-        -40.0,
-    ):  # of all channels: one large logit decides how a whole vector is computed
+    # Of all channels: one large logit decides how a whole vector is computed.
+    for value in (-largest, largest, -40.0):
         compare([x, lam, torch.full_like(logits, value).requires_grad_()])
 
 
