@@ -125,9 +125,10 @@ def test_bit_equal_on_repeat_on_each_device(device):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_gradients_larger_than_the_caches():
+@pytest.mark.parametrize("channels", [1024, 1020], ids=["whole cache lines", "ragged"])
+def test_gradients_larger_than_the_caches(channels):
     """Past some size they are written around the caches: the same bits as in parts below that size."""
-    maps = make_maps((33, 64, 4, 1024), torch.float32)
+    maps = make_maps((33, 64, 4, channels), torch.float32)
     assert maps[0].numel() * 4 > 32 << 20
     _, *gradients = everything(maps)
     for part in (slice(0, 16), slice(16, 33)):
