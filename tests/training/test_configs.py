@@ -47,7 +47,8 @@ def test_launcher_configs_leave_the_precision_to_the_run(name):
 def test_make_launches_the_processes_asked_for():
     """With the launcher's config: without one, accelerate starts one process where there is no GPU."""
     settings = ["CONFIG=configs/gspn_b2.yaml", "DATA=data/imagenet256", "NPROC=8", "ARGS=train.memory=40gb"]
-    command = ["make", "--dry-run", "--old-file=setup", "train", *settings]
+    # `make test` runs this inside a make, which then says where it enters and leaves.
+    command = ["make", "--no-print-directory", "--dry-run", "--old-file=setup", "train", *settings]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.split() == [
         *[
