@@ -20,10 +20,12 @@ class Variant:
     model: dict[str, Any] = field(default_factory=dict)
     objective: str = "flow"
     train: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+    """Part of the scale's images that it is trained on."""
 
 
-def gspn(name: str, patch: int = 4, objective: str = "flow", **model: Any) -> Variant:
-    return Variant(name, {"name": f"GSPN-DiT-S/{patch}", **model}, objective)
+def gspn(name: str, patch: int = 4, objective: str = "flow", share: float = 1.0, **model: Any) -> Variant:
+    return Variant(name, {"name": f"GSPN-DiT-S/{patch}", **model}, objective, share=share)
 
 
 def dit(name: str, objective: str = "flow", **model: Any) -> Variant:
@@ -33,8 +35,8 @@ def dit(name: str, objective: str = "flow", **model: Any) -> Variant:
 VARIANTS = (
     gspn(BASE),
     gspn("gspn-sigmoid", normalization="sigmoid"),
-    gspn("gspn-16-lines", patch=2),
-    gspn("gspn-16-lines-sigmoid", patch=2, normalization="sigmoid"),
+    gspn("gspn-16-lines", patch=2, share=0.5),
+    gspn("gspn-16-lines-sigmoid", patch=2, share=0.5, normalization="sigmoid"),
     gspn("gspn-local-2", segment=2, global_blocks=0),
     gspn("gspn-local-4", segment=4, global_blocks=0),
     gspn("gspn-global-2", segment=2, global_blocks=2),
@@ -100,14 +102,14 @@ SCALES = {
         width=48,
         depth=4,
         train=TRAIN
-        | {"steps": 1600, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 100, "ema_decay": 0.995},
-        learning_rates=(2e-3, 4e-3, 8e-3),
+        | {"steps": 3000, "batch_size": 16, "learning_rate": 4e-3, "warmup_steps": 100, "ema_decay": 0.995},
+        learning_rates=(2e-3, 4e-3, 8e-3, 1.6e-2),
         samples=1000,
         sampling=SAMPLING,
         probe_images=500,
-        seconds_per_run=100,
+        seconds_per_run=150,
         mlp_ratios={"attention": 5.6, "conv_attention": 4.25},
-        factors={"gspn-16-lines": 4.2, "gspn-16-lines-sigmoid": 4.2}
+        factors={"gspn-16-lines": 1.8, "gspn-16-lines-sigmoid": 1.8}
         | dict.fromkeys(("dit-none", DIT, "dit-learned", "dit-ddpm", "conv-attention"), 0.75),
     ),
     "gpu": Scale(
@@ -174,8 +176,8 @@ def make_run(variant: Variant, scale: Scale, seed: int, name: str | None = None)
         model["groups"] = scale.width
     if model["name"].startswith("DiT"):
         model["mlp_ratio"] = scale.mlp_ratios[model.get("mixer", "attention")]
-    train = {**scale.train, **variant.train, "seed": seed}
-    steps = train["steps"]
+    steps = round(scale.train["steps"] * variant.share)
+    train = {**scale.train, **variant.train, "seed": seed, "steps": steps}
     train |= {"log_every": max(1, steps // 40), "checkpoint_every": max(1, steps // 4)}
     config = {
         "model": model,

@@ -41,9 +41,8 @@ def stability_section(data: Data, folder: Path) -> Section:
         "stability",
         TITLE,
         QUESTION,
-        f"{setup}. With training: {runs_setup(data, 'stability')}; a training diverges when its loss is "
-        f"not finite or ends above "
-        "its start.",
+        f"{setup}. With training: {runs_setup(data, 'stability')}; those of 16 lines have patches of 2 and see "
+        "half the images; a training diverges when its loss is not finite or ends above its start.",
         [answers[0] + "; " + training, *answers[1:]] if answers else [training],
         [*tables, score_table(data, "stability", base=None)],
         [*pictures, "stability-training.png"],
