@@ -46,13 +46,14 @@ Storage storage_of(const Tensor& tensor) {
   }
 }
 
-constexpr int64_t kCacheBytes = 32 << 20;  // an h beyond this leaves the caches before anyone reads it
+constexpr int64_t kCacheBytes = 32 << 20;  // of a pass that moves more, little of h is still there when it ends
 
 bool past_caches(const ScanShape& s, const Tensor& like_h, std::initializer_list<const void*> outputs) {
   const int64_t lanes = 64 / sizeof(float);
   bool whole_lines = like_h.scalar_type() == ScalarType::Float && s.channels % lanes == 0 && s.groups % lanes == 0;
   for (const void* output : outputs) whole_lines = whole_lines && reinterpret_cast<uintptr_t>(output) % 64 == 0;
-  return whole_lines && like_h.numel() * static_cast<int64_t>(sizeof(float)) > kCacheBytes;
+  const int64_t elements = s.batch * s.pixels() * (s.channels + s.directions * (2 * s.channels + 3 * s.groups));
+  return whole_lines && elements * static_cast<int64_t>(sizeof(float)) > kCacheBytes;
 }
 
 // As many slices of whole groups as the threads need, none narrower than a cache line or two of channels.
