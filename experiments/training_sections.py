@@ -7,6 +7,9 @@ from experiments.plan import BASE, DIT
 from experiments.sections import LABELS, MISSING, Data, Section, score_table, show, table
 from experiments.summary import compare
 
+LEGIBLE = 0.3
+"""Class accuracy below which samples are not digits yet; chance is 0.1."""
+
 
 def runs_setup(data: Data, experiment: str) -> str:
     """Seeds that are there, and whether the models are equally large."""
@@ -16,9 +19,16 @@ def runs_setup(data: Data, experiment: str) -> str:
         return MISSING
     seeds = sorted({len(setting.results) for _, setting in labelled})
     spread = max(sizes) / min(sizes) - 1
-    return (
+    setup = (
         f"{' or '.join(map(str, seeds))} seeds of each setting; parameters within {spread:.1%} of each other"
     )
+    illegible = [name for name, setting in labelled if (v := setting.get("accuracy")) and v.mean < LEGIBLE]
+    if illegible:
+        setup += (
+            f". Samples of {', '.join(illegible)} are read as the class asked for in under {LEGIBLE:.0%} of the cases: "
+            "they are hardly digits yet, and their FIDs among each other say little"
+        )
+    return setup
 
 
 def local_section(data: Data, folder: Path) -> Section:

@@ -52,7 +52,7 @@ def test_scores_are_found_under_dotted_keys_and_skip_runs_without():
     assert (Values((1.0, 2.0, 6.0)).mean, Values((1.0, 2.0, 6.0)).half_range) == (3.0, 2.5)
 
 
-def written(folder, fids):
+def written(folder, fids, accuracy=0.9):
     """Results of three seeds for each variant in `fids`."""
     for variant in VARIANTS:
         for seed in SCALE.seeds if variant.name in fids else ():
@@ -68,7 +68,7 @@ def written(folder, fids):
                 "parameters": 100,
                 "fid": fids[variant.name] + 0.1 * seed,
                 "kid": 0.001,
-                "accuracy": 0.9,
+                "accuracy": accuracy,
                 "fid_real_halves": 1.5,
                 "final_loss": 0.2,
                 "loss_curve": [[8, 1.0], [32, 0.2]],
@@ -82,8 +82,8 @@ def written(folder, fids):
             write_json(run.result_path(folder), result)
 
 
-def report_of(tmp_path, fids):
-    written(tmp_path / "results", fids)
+def report_of(tmp_path, fids, accuracy=0.9):
+    written(tmp_path / "results", fids, accuracy)
     return write_report(SCALE, tmp_path / "results", tmp_path / "docs").read_text()
 
 
@@ -103,6 +103,13 @@ def test_the_report_turns_with_the_numbers(tmp_path):
     )
     assert "GSPN-DiT against DiT (sin-cos): no difference in FID" in section_of(same, "GSPN against DiT")
     assert "10.10 ± 0.10" in section_of(better, "GSPN against DiT")
+
+
+def test_samples_that_are_not_digits_yet_are_named(tmp_path):
+    legible = report_of(tmp_path / "a", {"gspn": 10.0, "dit": 20.0}, accuracy=0.31)
+    not_yet = report_of(tmp_path / "b", {"gspn": 10.0, "dit": 20.0}, accuracy=0.29)
+    assert "hardly digits" not in legible
+    assert "Samples of GSPN-DiT, DiT (sin-cos) are read" in section_of(not_yet, "GSPN against DiT")
 
 
 def test_a_report_without_results_says_so(tmp_path):
