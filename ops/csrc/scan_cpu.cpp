@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -56,13 +57,14 @@ bool past_caches(const ScanShape& s, const Tensor& like_h, std::initializer_list
   return whole_lines && elements * static_cast<int64_t>(sizeof(float)) > kCacheBytes;
 }
 
-// As many slices of whole groups as the threads need, none narrower than a cache line or two of channels.
+// As many slices of whole groups as the threads need, none narrower than two cache lines of float32 channels.
 std::vector<Slice> slices(const ScanShape& s, int64_t tasks_per_slice) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t wanted = (threads + s.batch * tasks_per_slice - 1) / (s.batch * tasks_per_slice);
-  const int64_t narrowest = std::max<int64_t>(1, 32 / s.heads());
+  // Slices begin at whole cache lines: ragged ends cost more than uneven shares, and stores past the caches need it.
+  const int64_t aligned = 16 / std::gcd<int64_t>(16, s.heads());
+  const int64_t narrowest = (32 + aligned * s.heads() - 1) / (aligned * s.heads()) * aligned;
   const int64_t count = std::clamp<int64_t>(s.groups / narrowest, 1, wanted);
-  // Slices begin at whole vectors: ragged ends cost more than uneven shares.
   const int64_t groups = ((s.groups + count - 1) / count + narrowest - 1) / narrowest * narrowest;
   std::vector<Slice> result;
   for (int64_t image = 0; image < s.batch; image++)
