@@ -1,10 +1,13 @@
 """The paper's claims, tested: python -m experiments [--scale cpu|gpu|mini] [--only NAME ...] [--report-only]"""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from experiments import kernel, propagation, report, throughput, untrained
 from experiments.plan import EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
@@ -54,12 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = arguments.out / "results" / "experiments" / scale.name
     failed = []
     if not arguments.report_only:
+        choose_device(scale)
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         workers = worker_count() if arguments.workers is None else arguments.workers
         work = arguments.out / "runs" / "experiments" / scale.name
         failed = run_experiments(scale, tuple(arguments.only), results, work, workers)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
     return 1 if failed else 0
+
+
+def choose_device(scale: Scale) -> None:
+    """Keep the CPU's experiments on the CPU; `UserError` when the GPU's find none."""
+    if scale.name == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the processes of the trainings see it too
+    if scale.name == "gpu" and not torch.cuda.is_available():
+        raise errors.UserError("the scale gpu needs a GPU that torch can use; SCALE=cpu runs on this machine")
 
 
 def run_experiments(

@@ -102,7 +102,9 @@ def draw_scores(settings: list[tuple[str, Setting]], path: Path) -> None:
             axes.plot(values.values, [place] * len(values.values), "o", color="C0", alpha=0.6)
             axes.plot([values.mean], [place], "|", color="black", markersize=16)
         axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, which="both")
+        if key == "fid" and axes.lines and axes.dataLim.x1 > 3 * axes.dataLim.x0 > 0:
+            axes.set_xscale("log")
     panels[0].set_yticks(range(len(settings)), [label for label, _ in settings])
     panels[0].invert_yaxis()
     save(figure, path)

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from tqdm import tqdm
 
-from experiments.train_run import environment, write_json
+from experiments.train_run import environment, is_measured, write_json
 from gspn_dit.models.mixers import create_mixer
 from gspn_dit.models.settings import resolve_settings
 from ops import gspn_scan
@@ -58,9 +58,9 @@ SETTINGS = {
 
 def run(scale: str, path: Path) -> None:
     """Measure, unless the result is there."""
-    if path.exists():
-        return
     settings = SETTINGS[scale]
+    if is_measured(path, settings):
+        return
     cuda = torch.cuda.is_available()
     rows = measure_mixers(settings) + measure_scan(settings)
     write_json(

@@ -57,7 +57,7 @@ VARIANTS = (
 
 EXPERIMENTS = {
     "stability": (BASE, "gspn-sigmoid", "gspn-16-lines", "gspn-16-lines-sigmoid"),
-    "local": ("gspn-local-2", "gspn-local-4", "gspn-global-2", BASE),
+    "local": (BASE, "gspn-local-2", "gspn-local-4", "gspn-global-2"),
     "positions": (BASE, "gspn-sincos", "gspn-learned", "dit-none", DIT, "dit-learned"),
     "merge": (BASE, "gspn-merge-channel", "gspn-merge-linear", "gspn-groups-all", "gspn-groups-1"),
     "attention": (BASE, DIT, "conv-attention", "identity", "gspn-ddpm", "dit-ddpm"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from experiments.train_run import environment, write_json
+from experiments.train_run import environment, is_measured, write_json
 from ops import gspn_scan
 from ops.reference import normalize
 
@@ -33,9 +33,9 @@ CASES = (
 
 def run(scale: str, path: Path) -> None:
     """Compute, unless the result is there; some seconds to a minute."""
-    if path.exists():
-        return
     settings = SETTINGS[scale]
+    if is_measured(path, settings):
+        return
     rows = []
     for normalization, spread, row_sum in tqdm(CASES, desc="line matrices", unit="case"):
         for seed in settings["seeds"]:

@@ -49,8 +49,9 @@ def write_report(scale: Scale, results: Path, docs: Path) -> Path:
 
 
 def summary(built: list[sections.Section]) -> str:
-    """The first answer of each experiment, in a line."""
+    """The first answers of each experiment, in a line."""
     lines = [
-        f"{number}. **{section.title}**: {section.answers[0]}" for number, section in enumerate(built, 1)
+        f"{number}. **{section.title}**: {'; '.join(section.answers[: section.headlines])}"
+        for number, section in enumerate(built, 1)
     ]
     return "\n".join(["## The answers", "", *lines])

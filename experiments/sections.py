@@ -10,25 +10,25 @@ from experiments.summary import Setting, Values, compare, sentence
 MISSING = "not measured"
 LABELS = {
     BASE: "GSPN-DiT",
-    "gspn-sigmoid": "GSPN-DiT, sigmoid",
-    "gspn-16-lines": "GSPN-DiT, 16 lines",
-    "gspn-16-lines-sigmoid": "GSPN-DiT, 16 lines, sigmoid",
-    "gspn-local-2": "no global block, segment 2",
-    "gspn-local-4": "no global block, segment 4",
-    "gspn-global-2": "last two global, segment 2",
-    "gspn-sincos": "GSPN-DiT, sin-cos",
-    "gspn-learned": "GSPN-DiT, learned",
-    "dit-none": "DiT, none",
+    "gspn-sigmoid": "GSPN-DiT (sigmoid)",
+    "gspn-16-lines": "GSPN-DiT (16 lines)",
+    "gspn-16-lines-sigmoid": "GSPN-DiT (16 lines, sigmoid)",
+    "gspn-local-2": "no global block (segment 2)",
+    "gspn-local-4": "no global block (segment 4)",
+    "gspn-global-2": "last two global (segment 2)",
+    "gspn-sincos": "GSPN-DiT (sin-cos)",
+    "gspn-learned": "GSPN-DiT (learned)",
+    "dit-none": "DiT (none)",
     DIT: "DiT (sin-cos)",
-    "dit-learned": "DiT, learned",
+    "dit-learned": "DiT (learned)",
     "gspn-merge-channel": "merge per channel",
     "gspn-merge-linear": "merge linear",
     "gspn-groups-all": "G = C",
     "gspn-groups-1": "G = 1",
     "conv-attention": "DiT with the module's convolutions and gate",
-    "identity": "GSPN-DiT, scan left out",
-    "gspn-ddpm": "GSPN-DiT, ddpm",
-    "dit-ddpm": "DiT, ddpm",
+    "identity": "GSPN-DiT (scan left out)",
+    "gspn-ddpm": "GSPN-DiT (ddpm)",
+    "dit-ddpm": "DiT (ddpm)",
 }
 
 
@@ -56,10 +56,22 @@ class Data:
         return sentence(LABELS[first], LABELS[second], found, **words)
 
     def speed(self, variant: str, kind: str) -> str:
-        """Images per second over the base's."""
+        """Images per second over the base's, with the quartiles of the rounds."""
+        row = self.speed_row(variant)
+        return "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**row[kind]) if row else MISSING
+
+    def speed_in_words(self, variant: str) -> str:
+        """Training speed against the base's; none where the quartiles include the same speed."""
+        row = self.speed_row(variant)
+        if row is None:
+            return f"{LABELS[variant]}: {MISSING}"
+        ratio, low, high = (row["training"][key] for key in ("ratio", "low", "high"))
+        found = f"{ratio:.2f} times" if high < 1 or low > 1 else "no difference"
+        return f"{LABELS[variant]} {found}"
+
+    def speed_row(self, variant: str) -> dict[str, Any] | None:
         rows = self.throughput["rows"] if self.throughput else []
-        row = next((row for row in rows if row["variant"] == variant), None)
-        return f"{row[kind]['ratio']:.2f}" if row else MISSING
+        return next((row for row in rows if row["variant"] == variant), None)
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,8 @@ class Section:
     answers: list[str]
     tables: list[str]
     pictures: list[str] = field(default_factory=list)
+    headlines: int = 1
+    """How many of the answers, the first ones, stand at the head of the report."""
 
     def markdown(self, folder: str) -> str:
         pictures = [f"![{self.title}]({folder}/{picture})" for picture in self.pictures]
@@ -92,9 +106,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def show(values: Values | None, digits: int = 2, factor: float = 1.0) -> str:
-    """Mean and half of the range over the seeds."""
+    """Mean and half of the range over the seeds; of a single one the value alone."""
     if values is None:
         return MISSING
+    if len(values.values) == 1:
+        return f"{factor * values.mean:.{digits}f} (one seed)"
     return f"{factor * values.mean:.{digits}f} ± {factor * values.half_range:.{digits}f}"
 
 
@@ -114,7 +130,8 @@ def header(data: Data) -> str:
     apart = f" (two halves of these are {halves:.2f} apart)" if halves else ""
     text = f"""# The paper's claims, tested
 
-Made by `{command}` from `results/experiments/{scale.name}/`; nothing here is written by hand.
+Made by `{command}` from `results/experiments/{scale.name}/`; nothing here is written by hand. What is there is not
+measured again: `make experiments ARGS="--out FOLDER"` does it all anew, elsewhere.
 
 The models are small and learn digits for a short time: what is found here holds at this scale. {len(results)}
 training runs of the plan are in ({minutes:.0f} minutes of one worker with the rate check; {devices}, {versions},
@@ -128,8 +145,6 @@ the features of a digit classifier, against 1,000 held-out digits{apart}; class 
 classifier reads as the class asked for. A score is the mean ± half the range over the seeds. Two settings **differ**
 when their ranges over three seeds or more do not overlap and their means are more than two pooled standard deviations
 apart; else there is *no difference*. Some 5 % of equal settings would pass: one or two of the comparisons below may."""
-    if scale.name == "gpu":
-        text += "\n\nThe times of this scale are not yet measured on a GPU."
     return text
 
 
@@ -137,7 +152,7 @@ def score_table(data: Data, experiment: str, base: str | None = BASE, speed: boo
     """The runs of an experiment: seeds, images, parameters, scores, and whether they differ from the base."""
     head = ["setting", "seeds", "images", "parameters", "FID", "KID x 1000", "class accuracy", "diverged"]
     head += ["FID against the first"] if base else []
-    head += ["images/s, training", "images/s, sampling"] if speed else []
+    head += ["training speed", "sampling speed"] if speed else []
     rows = []
     for name in EXPERIMENTS[experiment]:
         setting = data.settings.get(name)
@@ -150,7 +165,7 @@ def score_table(data: Data, experiment: str, base: str | None = BASE, speed: boo
             str(len(setting.results)),
             f"{setting.one('images'):,}",
             f"{parameters:,}" if parameters else MISSING,
-            show(setting.get("fid")),
+            show(setting.get("fid")) + survivors(setting),
             show(setting.get("kid"), 1, 1000),
             show(setting.get("accuracy"), 3),
             f"{setting.diverged} of {len(setting.results)}",
@@ -160,6 +175,12 @@ def score_table(data: Data, experiment: str, base: str | None = BASE, speed: boo
         row += [data.speed(name, "training"), data.speed(name, "sampling")] if speed else []
         rows.append(row)
     return table(head, rows)
+
+
+def survivors(setting: Setting) -> str:
+    """How many runs a mean is over, where some have no score."""
+    scores = setting.get("fid")
+    return f" ({len(scores.values)} of {len(setting.results)})" if scores and setting.diverged else ""
 
 
 def verdict(data: Data, first: str, second: str, key: str = "fid") -> str:

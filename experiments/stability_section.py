@@ -1,5 +1,7 @@
 """The section of the report on the Stability-Context Condition: see `propagation`."""
 
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +128,32 @@ def norm_answers(record: dict[str, Any]) -> list[str]:
         f"{min(r['max_norm'] for r in sigmoid):.1e} or more",
         spectral_words,
         f"Row sums of 0.95 leave {mean(low, 'max_norm'):.1e} of a signal after {last} lines, and 1.05 "
-        f"makes {mean(high, 'max_norm'):.1e} "
-        "of it: one is the only sum that neither forgets nor explodes",
-        f"Reach grows with the square root of the lines, not with the lines: after {last} of them an "
-        f"impulse has a standard deviation "
+        f"makes {mean(high, 'max_norm'):.1e} of it",
+        f"Reach grows as lines to the power {reach_power(record):.2f} (even weights, up to {spread_free(record)} "
+        f"lines, before the borders are met): after {last} lines an impulse has a standard deviation "
         f"of {mean(even, 'impulse_std'):.1f} positions with even weights ({expected:.1f} expected) and "
         f"{mean(wild, 'impulse_std'):.1f} with logits of standard deviation 4, and is above 1 % of its peak on "
         f"{mean(even, 'impulse_width'):.0f} positions",
     ]
+
+
+def spread_free(record: dict[str, Any]) -> int:
+    """The most lines after which an even impulse, three standard deviations wide, is still inside a line."""
+    positions = record["settings"]["positions"]
+    return max(t for t in record["settings"]["lines"] if 3 * (2 * t / 3) ** 0.5 < positions / 2)
+
+
+def reach_power(record: dict[str, Any]) -> float:
+    """Slope of log(standard deviation of an impulse) over log(lines), even weights, by least squares."""
+    points = [
+        (
+            math.log(t),
+            math.log(mean(rows_at(record, t, normalization="row_stochastic", logit_std=0.0), "impulse_std")),
+        )
+        for t in record["settings"]["lines"]
+        if t <= spread_free(record)
+    ]
+    return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def training_answer(data: Data) -> str:
@@ -143,8 +163,10 @@ def training_answer(data: Data) -> str:
         if second not in data.settings:
             parts.append(f"{LABELS[second]}: {MISSING}")
             continue
-        setting = data.settings[second]
-        parts.append(
-            f"{setting.diverged} of {len(setting.results)} trainings diverge, {data.against(first, second)}"
+        counts = " and ".join(
+            f"{setting.diverged} of {len(setting.results)} runs of {LABELS[name]}"
+            for name in (first, second)
+            if (setting := data.settings.get(name))
         )
-    return "in training " + "; ".join(parts)
+        parts.append(f"{counts} diverge, {data.against(first, second)}")
+    return "in training, " + "; ".join(parts)

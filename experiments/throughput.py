@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.plan import BASE, VARIANTS, Scale, Variant, make_run
-from experiments.train_run import environment, write_json
+from experiments.train_run import environment, is_measured, write_json
 from gspn_dit.models import create_model
 
 ROUNDS = {"cpu": 15, "gpu": 30, "mini": 1}
@@ -22,16 +22,21 @@ ROUNDS = {"cpu": 15, "gpu": 30, "mini": 1}
 
 def run(scale: Scale, path: Path) -> None:
     """Measure, unless the result is there; a minute or two."""
-    if path.exists():
+    on_cpu = not torch.cuda.is_available()
+    settings = {
+        "rounds": ROUNDS[scale.name],
+        "batch": scale.train["batch_size"],
+        "threads": 1 if on_cpu else None,
+    }
+    if is_measured(path, settings):
         return
     threads = torch.get_num_threads()
-    if not torch.cuda.is_available():
+    if on_cpu:
         torch.set_num_threads(1)
     try:
         rows = measure(scale)
     finally:
         torch.set_num_threads(threads)
-    settings = {"rounds": ROUNDS[scale.name], "batch": scale.train["batch_size"], "threads": 1}
     write_json(path, {"settings": settings, "rows": rows, **environment()})
 
 

@@ -99,6 +99,11 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or "CPU"
 
 
+def is_measured(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a measurement with these settings is there."""
+    return path.exists() and json.loads(path.read_text())["settings"] == settings
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a result whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,11 +35,8 @@ def local_section(data: Data, folder: Path) -> Section:
     charts.draw_scores(data.labelled("local"), folder / "local.png")
     answers = [
         "; ".join(data.against(BASE, name) for name in ("gspn-local-2", "gspn-local-4", "gspn-global-2")),
-        "training speed over that of all blocks global: "
-        + ", ".join(
-            f"{LABELS[n]} {data.speed(n, 'training')}"
-            for n in ("gspn-local-2", "gspn-local-4", "gspn-global-2")
-        ),
+        "training speed against that of all blocks global: "
+        + ", ".join(data.speed_in_words(n) for n in ("gspn-local-2", "gspn-local-4", "gspn-global-2")),
     ]
     return Section(
         "local",
@@ -55,11 +52,13 @@ def local_section(data: Data, folder: Path) -> Section:
 def speed_note(data: Data) -> str:
     if data.throughput is None:
         return f"Images/s: {MISSING}."
-    s = data.throughput["settings"]
+    s, base = data.throughput["settings"], data.speed_row(BASE)
     return (
-        f"Images/s are ratios to the base run ({LABELS[BASE]}), timed in turns in one process on an idle "
-        f"machine: medians of "
-        f"{s['rounds']} rounds, batch {s['batch']}, {data.throughput['device']}, one thread on a CPU."
+        f"Speeds are images/s over those of the base run ({LABELS[BASE]}: "
+        f"{base['training']['images_per_second']:.0f} in training, "
+        f"{base['sampling']['images_per_second']:.0f} in sampling), timed in turns in one process: medians and, in "
+        f"brackets, quartiles of {s['rounds']} rounds, batch {s['batch']}, {data.throughput['device']}"
+        f"{', one thread' if s['threads'] else ''}."
     )
 
 
@@ -69,14 +68,18 @@ def positions_section(data: Data, folder: Path) -> Section:
         "; ".join(
             [
                 *(data.against(BASE, n) for n in ("gspn-sincos", "gspn-learned")),
-                *(data.against(DIT, "dit-none") for _ in (0,)),
-                data.against("dit-none", "dit-learned"),
+                *(data.against("dit-none", n) for n in (DIT, "dit-learned")),
             ]
         ),
         "class accuracy: "
         + "; ".join(
             data.against(first, second, key="accuracy", score="class accuracy", digits=3)
-            for first, second in ((BASE, "gspn-sincos"), (BASE, "gspn-learned"), (DIT, "dit-none"))
+            for first, second in (
+                (BASE, "gspn-sincos"),
+                (BASE, "gspn-learned"),
+                ("dit-none", DIT),
+                ("dit-none", "dit-learned"),
+            )
         ),
         probe_answer(data),
         untrained_answer(data),
@@ -146,7 +149,7 @@ def probe_answer(data: Data) -> str:
     if found is None or found.found is None:
         verdict = "whether the scan adds to it is not known: too few seeds"
     elif not found.found:
-        verdict = "with the scan and without it the same is read: the convolutions' zero padding suffices"
+        verdict = "the scan makes no difference to it beyond the spread between seeds"
     elif found.gain > 0:
         verdict = f"the scan adds {found.gain:.2f} to what is read without it"
     else:
@@ -162,7 +165,7 @@ def untrained_answer(data: Data) -> str:
         return f"untrained parts: {MISSING}"
     means = {part: sum(values["squares"]) / len(values["squares"]) for part, values in rows.items()}
     least = min(rows["scan alone"]["squares"])
-    known = "knows something of its place" if least > 0.01 else "knows nothing of its place"
+    known = "knows something of its place" if least > 0.01 else "shows nothing of its place to this probe"
     listed = ", ".join(f"{part} {value:.3f}" for part, value in means.items())
     return (
         f"The untrained scan alone {known} (R² through squares: {listed}; above 0.01 in every draw counts as "
@@ -175,8 +178,7 @@ def merge_section(data: Data, folder: Path) -> Section:
     names = ("gspn-merge-channel", "gspn-merge-linear", "gspn-groups-all", "gspn-groups-1")
     answers = [
         "; ".join(data.against(BASE, name) for name in names),
-        "training speed over the first row's: "
-        + ", ".join(f"{LABELS[n]} {data.speed(n, 'training')}" for n in names),
+        "training speed against the first row's: " + ", ".join(data.speed_in_words(n) for n in names),
     ]
     return Section(
         "merge",
@@ -196,13 +198,14 @@ def attention_section(data: Data, folder: Path) -> Section:
     charts.draw_losses(data.labelled("attention"), folder / "losses.png")
     answers = [
         f"{data.against(DIT, BASE)} (flow); {data.against('dit-ddpm', 'gspn-ddpm')}",
+        f"what the scan itself adds: {data.against('identity', BASE)}; {data.against('conv-attention', BASE)}",
+        "what the surroundings add to attention, neither with positions: "
+        + data.against("dit-none", "conv-attention"),
         "class accuracy: "
         + "; ".join(
             data.against(first, second, key="accuracy", score="class accuracy", digits=3)
-            for first, second in ((DIT, BASE), ("dit-ddpm", "gspn-ddpm"))
+            for first, second in ((DIT, BASE), ("dit-ddpm", "gspn-ddpm"), ("identity", BASE))
         ),
-        f"what the scan itself adds: {data.against('identity', BASE)}; {data.against('conv-attention', BASE)}",
-        f"what the surroundings add to attention: {data.against(DIT, 'conv-attention')}",
         f"final training loss: {data.against(DIT, BASE, key='final_loss', score='training loss', digits=4)}",
         rate_answer(data),
     ]
@@ -218,6 +221,7 @@ def attention_section(data: Data, folder: Path) -> Section:
         answers,
         [score_table(data, "attention", base=None, speed=True), rate_table(data)],
         ["attention.png", "losses.png"],
+        headlines=3,
     )
 
 
@@ -245,7 +249,7 @@ def rate_answer(data: Data) -> str:
     """Whether the shared rate is the best of those tried, for each family."""
     scores = rate_scores(data)
     if any(len(fids) < len(data.scale.learning_rates) for fids in scores.values()):
-        return f"learning-rate check: {MISSING}"
+        return f"learning-rate check (`python -m experiments --only rates`): {MISSING}"
     best = {variant: min(fids, key=fids.__getitem__) for variant, fids in scores.items()}
     shared = data.scale.train["learning_rate"]
     words = ", ".join(f"{LABELS[variant]} is best at {rate:g}" for variant, rate in best.items())

@@ -4,16 +4,13 @@ from pathlib import Path
 
 from experiments.plan import SCALES
 from experiments.probe import probe_untrained
-from experiments.train_run import environment, write_json
+from experiments.train_run import environment, is_measured, write_json
 
 
 def run(scale: str, path: Path) -> None:
     """Probe, unless the result is there; seconds."""
-    if path.exists():
+    settings = {"images": SCALES[scale].probe_images, "width": SCALES[scale].width}
+    if is_measured(path, settings):
         return
-    width = SCALES[scale].width
-    rows = probe_untrained(SCALES[scale].probe_images, width=width)
-    write_json(
-        path,
-        {"settings": {"images": SCALES[scale].probe_images, "width": width}, "rows": rows, **environment()},
-    )
+    rows = probe_untrained(settings["images"], width=settings["width"])
+    write_json(path, {"settings": settings, "rows": rows, **environment()})

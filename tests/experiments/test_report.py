@@ -8,8 +8,10 @@ import pytest
 from experiments import kernel
 from experiments.plan import EXPERIMENTS, SCALES, VARIANTS, make_run, training_runs
 from experiments.report import write_report
+from experiments.sections import Data, show, survivors
+from experiments.stability_section import reach_power, spread_free
 from experiments.summary import Setting, Values, compare, differ, load_settings, sentence
-from experiments.train_run import write_json
+from experiments.train_run import is_measured, write_json
 
 SCALE = dataclasses.replace(SCALES["mini"], seeds=(0, 1, 2))
 
@@ -126,6 +128,49 @@ def test_runs_of_another_plan_do_not_count(tmp_path):
     path = tmp_path / "runs" / "gspn-seed1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "another"}))
     assert len(load_settings(tmp_path, keys)["gspn"].results) == 2
+
+
+def test_scores_of_fewer_seeds_are_shown_as_such():
+    assert show(Values((2.0,))) == "2.00 (one seed)"
+    assert show(Values((2.0, 4.0))) == "3.00 ± 1.00"
+    assert survivors(setting(1.0, 2.0)) == ""
+    lost = Setting("some", ({"diverged": "step 3", "fid": None}, {"diverged": None, "fid": 1.0}))
+    assert survivors(lost) == " (1 of 2)"
+
+
+def test_speeds_differ_when_the_quartiles_are_on_one_side():
+    row = lambda ratio, low, high: {"ratio": ratio, "low": low, "high": high}  # noqa: E731
+    rows = [
+        {"variant": name, "training": row(*values)}
+        for name, values in {
+            "dit": (1.5, 1.4, 1.6),
+            "gspn-local-2": (0.9, 0.8, 1.0),
+            "identity": (0.8, 0.7, 0.9),
+        }.items()
+    ]
+    data = Data(scale=SCALE, settings={}, rates=[], throughput={"rows": rows})
+    assert data.speed_in_words("dit") == "DiT (sin-cos) 1.50 times"
+    assert data.speed_in_words("gspn-local-2").endswith("no difference")
+    assert data.speed_in_words("identity").endswith("0.80 times")
+    assert data.speed_in_words("gspn-groups-1").endswith("not measured")
+
+
+def test_reach_is_the_slope_of_what_was_measured():
+    rows = [
+        {"lines": t, "impulse_std": 2 * t**0.75, "normalization": "row_stochastic", "logit_std": 0.0}
+        for t in (8, 16, 32, 4096)
+    ]
+    record = {"settings": {"lines": [8, 16, 32, 4096], "positions": 64}, "rows": rows}
+    assert spread_free(record) == 32
+    assert reach_power(record) == pytest.approx(0.75)
+
+
+def test_measurements_are_made_again_when_their_settings_change(tmp_path):
+    path = tmp_path / "some.json"
+    assert not is_measured(path, {"a": [1]})
+    write_json(path, {"settings": {"a": [1]}})
+    assert is_measured(path, {"a": [1]})
+    assert not is_measured(path, {"a": [2]})
 
 
 def rows(seconds, tokens=(256, 1024, 4096)):
