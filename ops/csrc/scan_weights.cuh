@@ -36,19 +36,20 @@ struct Neighbours {
 
 // Row-stochastic: with m = min(0, max l_d), a multiple of sigmoid(l_d) is 1 / a_d, a_d = e^m + e^(m - l_d) >= 1, and
 // p_d is the product of the other two a: one division for all three. The exponent is bounded by 2^40, so that no
-// product overflows; a weight is too large by 1e-12 then, at most. Finite for every finite logit. A neighbour that
-// does not exist comes as l_d = -infinity, and as 0 without normalisation; its h is 0, and with slopes its w is too.
+// product overflows; a weight is too large by 1e-12 then, at most. Finite for every finite logit: m - l_d is formed
+// before it is scaled, as the rounding of a large m alone would be an exponent of its own. NaN gives NaN.
+// A neighbour that does not exist comes as l_d = -infinity, and as 0 without normalisation; its h is 0, and with
+// slopes its w is too.
 template <int Normalization, bool WithSlope>
 __device__ __forceinline__ void mix(const float (&l)[3], const Neighbours& exist, Mix& out) {
   constexpr float log2_e = 1.4426950408889634f;
   if constexpr (Normalization == kRowStochastic) {
-    const float top = fmaxf(fmaxf(l[0], l[2]), fmaxf(l[1], -2e38f));
-    const float m = fminf(0.f, top) * log2_e;
-    const float base = fast_exp2(m);
+    const float m = fminf(0.f, fmaxf(fmaxf(l[0], l[2]), l[1]));
+    const float base = fast_exp2(m * log2_e);
     float e[3], a[3];
 #pragma unroll
     for (int d = 0; d < 3; d++) {
-      e[d] = fast_exp2(fminf(fmaf(l[d], -log2_e, m), 40.f));
+      e[d] = fast_exp2(min_or_nan((m - l[d]) * log2_e, 40.f));
       a[d] = base + e[d];
     }
     out.p[0] = a[1] * a[2];
@@ -67,7 +68,7 @@ __device__ __forceinline__ void mix(const float (&l)[3], const Neighbours& exist
 #pragma unroll
     for (int d = 0; d < 3; d++) {
       if constexpr (Normalization == kSigmoid) {
-        const float e = fast_exp2(fminf(l[d] * -log2_e, 125.f));
+        const float e = fast_exp2(min_or_nan(l[d] * -log2_e, 125.f));
         out.p[d] = fast_reciprocal(1.f + e);
         out.slope[d] = e * out.p[d];
       } else {

@@ -97,8 +97,12 @@ def compile_emulation(
     edit: Callable[[str, str], str] | None = None,
     level: str = "-O1",
     kernels: tuple[str, ...] = ("scan", "merge"),
+    registers: bool = True,
 ) -> ctypes.CDLL:
-    """Compile kernels for the host; `edit` (file name, text) -> text changes the source on its way."""
+    """Compile kernels for the host; `edit` (file name, text) -> text changes the source on its way.
+
+    `registers`: the loops of sm_90 and later, otherwise those of sm_80 (kHasRegisters).
+    """
     sources = folder / "csrc"
     sources.mkdir(parents=True)
     for path in [*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")]:
@@ -106,6 +110,7 @@ def compile_emulation(
         (sources / path.name).write_text(edit(path.name, text) if edit else text)
     library = folder / "libemulation.so"
     command = ["g++", "-std=c++17", level, "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+    command += [f"-DGSPN_HAS_REGISTERS={int(registers)}"]
     command += ["-DGSPN_HOST_EMULATION", f"-I{sources}", f"-I{EMULATION}", str(EMULATION / "emulation.cpp")]
     command += [*(str(EMULATION / f"emulate_{name}.cpp") for name in kernels), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True, text=True)

@@ -90,9 +90,23 @@ def test_each_subset_of_directions(library):
         compare(library, Scan(1, 3, 4, 4, 4, directions), torch.float32)
 
 
-def test_extreme_logits(library):
-    values = torch.tensor([-3.4e38, -1e4, 3.4e38, 1e4, -88.0, -28.0, 0.0, 3.0])
-    for scan in (Scan(2, 4, 6, 40, 40), Scan(2, 4, 6, 40, 40, normalization="sigmoid")):
+EXTREMES = {
+    "of every size": [-3.4e38, -1e4, 3.4e38, 1e4, -88.0, -28.0, 0.0, 3.0],
+    "-1e9": [-1e9],
+    "-1e10": [-1e10],
+    "-1e20": [-1e20],
+    "-3.4e38": [-3.4e38],
+    "large and negative": [-1e9, -1e10, -1e20, -1e9 - 64, -3.4e38, -3e38],
+    "large and negative among others": [-1e9, -1e10, -1e20, 0.5, -2.0, 1e9],
+}
+
+
+@pytest.mark.parametrize("values", EXTREMES.values(), ids=EXTREMES.keys())
+@pytest.mark.parametrize("groups", [40, 4])
+def test_extreme_logits(library, values, groups):
+    values = torch.tensor(values)
+    for normalization in ("row_stochastic", "sigmoid"):
+        scan = Scan(2, 4, 6, 40, groups, normalization=normalization)
         inputs = scan.inputs(torch.float32)
         choice = torch.randint(len(values), inputs[2].shape, generator=torch.Generator().manual_seed(2))
         inputs[2] = values[choice]
@@ -104,6 +118,19 @@ def test_extreme_logits(library):
         gradients = run_backward(library, scan, [torch.ones_like(h), *inputs, h])
         for actual, gradient in zip(gradients, wanted, strict=True):
             assert_near(actual, gradient)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("neighbour", [0, 1, 2])
+def test_nan_logits_are_not_dropped(library, normalization, neighbour):
+    scan = Scan(1, 3, 4, 4, 4, ("right",), normalization=normalization)
+    inputs = scan.inputs(torch.float32)
+    inputs[2][0, 1, 1, 0, neighbour, 2] = torch.nan
+    h = run_forward(library, scan, inputs)
+    assert h[0, 1, 1, 0, 2].isnan()
+    assert h.isnan().equal(gspn_scan_reference(*inputs, ("right",), 0, normalization).isnan())
+    _, _, dlogits = run_backward(library, scan, [torch.ones_like(h), *inputs, h.nan_to_num()])
+    assert dlogits[0, 1, 1, 0, neighbour, 2].isnan() or normalization == "none"
 
 
 def test_bit_equal_for_every_order_of_blocks_and_threads(library):

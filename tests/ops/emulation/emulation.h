@@ -28,7 +28,7 @@ extern Dimensions threadIdx, blockIdx, blockDim;
 
 namespace gspn {
 
-constexpr bool kHasRegisters = true;
+constexpr bool kHasRegisters = GSPN_HAS_REGISTERS;
 using std::fmaf;
 using std::min;
 
@@ -127,6 +127,7 @@ inline float fast_exp2(float x) {
   return result < 0x1p-126f ? 0.f : result;
 }
 
+inline float min_or_nan(float a, float b) { return a > b ? b : a; }
 inline float fast_reciprocal(float x) { return 1.f / x; }
 inline float shuffle_xor(float value, int mask) { return exchange(value, mask); }
 
