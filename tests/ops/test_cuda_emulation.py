@@ -60,6 +60,18 @@ def test_plans(library, plans, groups, segment):
     compare(library, Scan(2, 5, 8, 24, groups, segment=segment), torch.float32, *plans)
 
 
+@pytest.fixture(scope="module")
+def library_of_sm_80(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emulation_of_sm_80")
+    return compile_emulation(folder, level="-O0", kernels=("scan",), registers=False)
+
+
+@pytest.mark.parametrize("plans", PLANS.values(), ids=PLANS.keys())
+@pytest.mark.parametrize("groups, segment", [(24, 0), (6, 3), (1, 0)])
+def test_plans_with_the_loop_of_sm_80(library_of_sm_80, plans, groups, segment):
+    compare(library_of_sm_80, Scan(2, 5, 8, 24, groups, segment=segment), torch.float32, *plans)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("groups", [32, 4, 1], ids="groups={}".format)
 @pytest.mark.parametrize("vector", [8, 4, 1], ids="vector={}".format)
