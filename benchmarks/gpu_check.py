@@ -1,13 +1,15 @@
 """Everything that needs a GPU, in one command and without network: `make gpu-check PYTHON=python3`.
 
 Builds with the toolkit that is there, runs every test with the cuda parameter, compute-sanitizer (memcheck
-and racecheck) on small shapes where it is installed, then the benchmark. Needs a Python with torch >= 2.10
-and pytest; for the models, einops, safetensors and yaml too.
-Exit status 0 when all passed, 1 when something failed, 2 when there is no GPU.
+and racecheck) on small shapes where it is installed, then the benchmark; the outcome of each goes into the
+benchmark's results. Needs a Python with torch >= 2.10; for the tests pytest, for the models einops, safetensors
+and yaml too. Exit status 0 when nothing failed, 1 when something did, 2 when there is no GPU.
 """
 
 import argparse
+import datetime
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +20,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SANITIZER_PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
-NO_SANITIZER = 127
+NO_SANITIZER, NO_PYTEST, OUT_OF_TIME = 127, 126, 124
+OUTCOMES = {
+    0: "passed",
+    NO_SANITIZER: "skipped: compute-sanitizer is not installed",
+    NO_PYTEST: "skipped: pytest is not installed",
+    OUT_OF_TIME: "FAILED: out of time",
+}
 MODEL_PACKAGES = ("einops", "safetensors", "yaml")
 
 
@@ -44,36 +52,70 @@ def missing_packages() -> list[str]:
     return [name for name in MODEL_PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def call(command: list[str], seconds: int) -> int:
-    """Run a command in the repository; 124 when it takes longer than `seconds`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4"}
+def has_pytest() -> bool:
+    return importlib.util.find_spec("pytest") is not None
+
+
+def call(command: list[str], seconds: int, **variables: str) -> int:
+    """Run a command in the repository; OUT_OF_TIME when it takes longer than `seconds`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "4", **variables}
     try:
         return subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds).returncode
     except subprocess.TimeoutExpired:
-        return 124
+        return OUT_OF_TIME
 
 
 def sanitize(tool: str) -> int:
-    """Run compute-sanitizer on small scans; an error that it finds is exit status 3."""
+    """Run compute-sanitizer on small scans; an error that it finds is exit status 3.
+
+    Every tensor has an allocation of its own: an overrun within a segment of torch's cache would not be seen. CUDA
+    calls that fail are not reported: torch makes some on purpose, to ask what a device can do.
+    """
     sanitizer = shutil.which(
         "compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], *SANITIZER_PLACES])
     )
     if sanitizer is None:
         return NO_SANITIZER
     script = str(ROOT / "benchmarks" / "sanitize_scan.py")
-    return call([sanitizer, "--tool", tool, "--error-exitcode", "3", sys.executable, script], 300)
+    command = [sanitizer, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "3"]
+    return call([*command, sys.executable, script], 300, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+
+def first_line(command: list[str]) -> str | None:
+    """What a command says first; None where there is no such command or it fails."""
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return text.strip().split("\n")[0]
+
+
+def record(outcomes: dict[str, str], results: Path) -> None:
+    """Add the outcomes to the benchmark's results, with what they were had with: written aside and renamed."""
+    built = ROOT / "ops" / "lib" / "build.json"
+    found = json.loads(results.read_text()) if results.exists() else {}
+    found["check"] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "nvcc": json.loads(built.read_text())["nvcc"] if built.exists() else None,
+        "driver": first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "outcomes": outcomes,
+    }
+    results.parent.mkdir(parents=True, exist_ok=True)
+    partial = results.with_suffix(".tmp")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.replace(results)
 
 
 def steps(minutes: float, results: Path) -> dict[str, Callable[[], int]]:
     """Name -> what runs it and returns an exit status."""
     python = sys.executable
-    folders = ["tests/ops"] if missing_packages() else ["tests/ops", "tests/models"]
+    folders = ["tests/ops"] if missing_packages() else ["tests/ops", "tests/models", "tests/diffusion"]
     tests = [python, "-m", "pytest", "-k", "cuda and not emulation", *folders]
     bench = [python, "benchmarks/bench_gpu.py", "--minutes", str(minutes), "--json", str(results)]
     return {
         "build": lambda: call([python, "ops/build.py", "--cuda", "required"], 600),
         "what was built": lambda: call([python, "-m", "ops"], 60),
-        "tests on the GPU": lambda: call(tests, 600),
+        "tests on the GPU": lambda: call(tests, 600) if has_pytest() else NO_PYTEST,
         "memcheck": lambda: sanitize("memcheck"),
         "racecheck": lambda: sanitize("racecheck"),
         "benchmark": lambda: call(bench, int(60 * minutes) + 180),
@@ -101,21 +143,20 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if missing := missing_packages():
         print(f"without {', '.join(missing)}: the models are neither tested nor timed, the operators are")
+    if not has_pytest():
+        print(
+            f"without pytest: the tests are skipped, the rest goes on; for them: {sys.executable} -m pip install pytest"
+        )
     outcomes = {}
     for name in wanted:
         print(f"== {name}", flush=True)
         start = time.monotonic()
         status = every[name]()
-        said = {
-            0: "passed",
-            NO_SANITIZER: "skipped: compute-sanitizer is not installed",
-            124: "FAILED: out of time",
-        }
-        outcomes[name] = (
-            f"{said.get(status, f'FAILED: exit status {status}')} ({time.monotonic() - start:.0f} s)"
-        )
+        said = OUTCOMES.get(status, f"FAILED: exit status {status}")
+        outcomes[name] = f"{said} ({time.monotonic() - start:.0f} s)"
         if name == "build" and status:
             break
+    record(outcomes, arguments.json)
     print("== summary")
     for name, outcome in outcomes.items():
         print(f"{name:20}{outcome}")

@@ -1,5 +1,6 @@
 """`make gpu-check`: what it says without a GPU, and how its steps follow one another with one."""
 
+import json
 import re
 
 import pytest
@@ -16,7 +17,12 @@ def test_without_a_gpu_it_says_so_in_one_line(capsys):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def results(tmp_path):
+    return tmp_path / "gpu.json"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, results):
     """Runs the check with steps that give these exit statuses; returns its own and its summary."""
 
     def run(statuses, *arguments):
@@ -24,7 +30,7 @@ def run(monkeypatch, capsys):
         fakes = {name: lambda n=name: done.append(n) or statuses[n] for name in statuses}
         monkeypatch.setattr(gpu_check, "gpu_problem", lambda: None)
         monkeypatch.setattr(gpu_check, "steps", lambda minutes, results: fakes)
-        status = gpu_check.main(list(arguments))
+        status = gpu_check.main([*arguments, "--json", str(results)])
         return status, done, capsys.readouterr()
 
     return run
@@ -52,6 +58,44 @@ def test_all_passed(run):
     assert run({"build": 0, "tests": 0, "memcheck": gpu_check.NO_SANITIZER})[0] == 0
 
 
+def test_outcomes_are_added_to_the_results(run, results, monkeypatch):
+    results.write_text('{"scan": [1]}')
+    said = {gpu_check.NO_SANITIZER: "skipped: compute-sanitizer", 0: "passed", 3: "FAILED: exit status 3"}
+    monkeypatch.setattr(
+        gpu_check, "first_line", lambda command: "580.1" if command[0] == "nvidia-smi" else None
+    )
+    run({"build": 0, "memcheck": 3, "racecheck": gpu_check.NO_SANITIZER})
+    found = json.loads(results.read_text())
+    assert found["scan"] == [1] and found["check"]["driver"] == "580.1" and "nvcc" in found["check"]
+    for name, status in (("build", 0), ("memcheck", 3), ("racecheck", gpu_check.NO_SANITIZER)):
+        assert found["check"]["outcomes"][name].startswith(said[status])
+
+
+def test_without_pytest_the_tests_are_skipped_and_the_rest_goes_on(run, monkeypatch):
+    monkeypatch.setattr(gpu_check, "has_pytest", lambda: False)
+    assert gpu_check.steps(1, gpu_check.ROOT / "unused.json")["tests on the GPU"]() == gpu_check.NO_PYTEST
+    status, done, said = run({"tests": gpu_check.NO_PYTEST, "benchmark": 0})
+    assert status == 0 and done == ["tests", "benchmark"]
+    assert re.search("tests .*skipped: pytest", said.out)
+    assert re.search("without pytest: .* -m pip install pytest\n", said.out)
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_sanitizer_sees_every_allocation(tool, monkeypatch):
+    calls = []
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name, path: "/sanitizer")
+    monkeypatch.setattr(gpu_check, "call", lambda *args, **variables: calls.append((args, variables)) or 0)
+    gpu_check.sanitize(tool)
+    (command, _), variables = calls[0]
+    assert command[:5] == ["/sanitizer", "--tool", tool, "--report-api-errors", "no"]
+    assert variables == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def test_what_is_not_installed_has_no_first_line():
+    assert gpu_check.first_line(["no-such-command"]) is None
+    assert gpu_check.first_line(["echo", "580.1"]) == "580.1"
+
+
 def test_one_step_alone(run):
     assert run({"build": 0, "tests": 0}, "--only", "tests")[:2] == (0, ["tests"])
     status, done, said = run({"build": 0}, "--only", "tets")
@@ -64,5 +108,6 @@ def test_a_python_without_the_models_packages_tests_the_operators(packages, test
     monkeypatch.setattr(gpu_check, "MODEL_PACKAGES", packages)
     monkeypatch.setattr(gpu_check, "call", lambda command, seconds: calls.append(command) or 0)
     gpu_check.steps(1, gpu_check.ROOT / "unused.json")["tests on the GPU"]()
-    assert "tests/ops" in calls[0] and ("tests/models" in calls[0]) == tested
+    assert "tests/ops" in calls[0]
+    assert ("tests/models" in calls[0]) == ("tests/diffusion" in calls[0]) == tested
     assert ("for want of no_such_package" in run({"build": 0})[2].out) != tested
