@@ -157,15 +157,11 @@ def benchmark_models(report: Report, bandwidth: float) -> None:
         "mixer forward and backward": (mixers, "forward and backward"),
         "training step": (steps, "step"),
     }
-    report.results["faster than attention from, pixels"] = {
+    report.results["against attention"] = {
         name: gpu_models.crossover(rows, what) for name, (rows, what) in crossovers.items()
     }
-    for name, pixels in report.results["faster than attention from, pixels"].items():
-        print(
-            f"{name}: GSPN is faster than attention from {pixels} pixels"
-            if pixels
-            else f"{name}: never faster"
-        )
+    for name, found in report.results["against attention"].items():
+        print(f"{name}: {gpu_models.show_crossover(found)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -151,14 +151,31 @@ def step_rows() -> Iterator[dict]:
         yield row
 
 
-def crossover(rows: list[dict], what: str) -> int | None:
-    """The first resolution in pixels from which GSPN is faster than attention at every larger one."""
+def crossover(rows: list[dict], what: str) -> dict:
+    """The first resolution in pixels from which GSPN is faster than attention at every larger one of `rows`.
+
+    Rows may be missing where the time ran out or a grid failed: beside it stands how far they go.
+    """
     first = None
     for row in sorted(rows, key=lambda row: row["pixels"], reverse=True):
         if row[f"gspn, {what}"] >= row[f"attention, {what}"]:
             break
         first = row["pixels"]
-    return first
+    measured = max((row["pixels"] for row in rows), default=None)
+    return {"faster_from_pixels": first, "measured_to_pixels": measured}
+
+
+def show_crossover(found: dict) -> str:
+    """`crossover` in words."""
+    first, measured = found["faster_from_pixels"], found["measured_to_pixels"]
+    if measured is None:
+        return "not measured"
+    said = (
+        f"GSPN is faster than attention from {first} pixels"
+        if first
+        else f"GSPN is not faster than attention at {measured} pixels"
+    )
+    return said if measured == 16 * max(GRIDS) else f"{said}; not measured beyond {measured} pixels"
 
 
 def profile_rows() -> Iterator[dict]:
