@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_timing import median_seconds, rotations
+from benchmarks.gpu_timing import compile_afresh, median_seconds, rotations
 from benchmarks.mixer_stages import merge_by_formula, mixer_stages
 from benchmarks.scan_cost import model_shapes
 from gspn_dit import create_model
@@ -42,17 +42,15 @@ def forward_backward(mixer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> N
 def mixer_rows(compiled: bool = True) -> Iterator[dict]:
     """Forward, and forward with backward, of each mixer at each grid; both sides under torch.compile."""
     mixers = {kind: make_mixer(kind) for kind in MIXERS}
-    run = {kind: torch.compile(mixer, dynamic=False) if compiled else mixer for kind, mixer in mixers.items()}
     for side, batch in GRIDS.items():
         row = {"pixels": side * 16, "tokens": side * side, "batch": batch, "compiled": compiled}
         for kind, mixer in mixers.items():
+            run = compile_afresh(mixer) if compiled else mixer
             x = torch.randn(batch, side, side, 1152, device="cuda", dtype=torch.bfloat16)
             with torch.no_grad():
-                row[f"{kind}, forward"] = 1e6 * median_seconds(
-                    lambda _, args=(run[kind], x): args[0](args[1])
-                )
+                row[f"{kind}, forward"] = 1e6 * median_seconds(lambda _, args=(run, x): args[0](args[1]))
             x.requires_grad_()
-            args = (run[kind], x, torch.randn_like(x))
+            args = (run, x, torch.randn_like(x))
             row[f"{kind}, forward and backward"] = 1e6 * median_seconds(
                 lambda _, args=args: forward_backward(*args)
             )
@@ -183,7 +181,7 @@ def profile_rows() -> Iterator[dict]:
     for side in (16, 64):
         for compiled in (False, True):
             mixer = make_mixer("gspn")
-            run = torch.compile(mixer, dynamic=False) if compiled else mixer
+            run = compile_afresh(mixer) if compiled else mixer
             shape = (GRIDS[side], side, side, 1152)
             x = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
             grad = torch.randn_like(x)

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
+import torch._dynamo
 
 # Inputs rotate over this many bytes, several times the L2 cache: no run finds the last one's data there.
 ROTATION_BYTES = 512 * 2**20
@@ -35,6 +36,17 @@ def _timed(run, repeats, sets):
         events[i + 1].record()
     torch.cuda.synchronize()
     return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
+
+
+def compile_afresh(function: Callable) -> Callable:
+    """torch.compile for the shapes that follow, with the earlier compilations of every function forgotten.
+
+    Dynamo keeps a few for each function and, past its limit, would run the rest without compiling in silence: here
+    that is an error.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(function, dynamic=False)
 
 
 def copy_bandwidth() -> float:
