@@ -69,15 +69,14 @@ def scan_rows(copy_bytes_per_second: float) -> Iterator[dict]:
             }
 
 
-def compile_baselines(folder: Path) -> ctypes.CDLL:
-    """Compile baseline_scan.cu for this device."""
+def compile_baselines(folder: Path, architecture: str) -> ctypes.CDLL:
+    """Compile baseline_scan.cu for a device's architecture, such as "sm_90"."""
     home = build.find_cuda(folder)
     if home is None:
         raise RuntimeError("no CUDA compiler for the baselines")
-    major, minor = torch.cuda.get_device_capability()
     source = Path(__file__).with_name("baseline_scan.cu")
     library = folder / "libbaseline.so"
-    command = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", "-shared"]
+    command = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", f"-arch={architecture}", "-shared"]
     subprocess.run(
         [*command, "-Xcompiler=-fPIC", str(source), "-o", str(library)], check=True, capture_output=True
     )
@@ -149,7 +148,8 @@ def baseline_rows() -> Iterator[dict]:
     As published they have logits for every channel; the op has the groups of its shape.
     """
     with tempfile.TemporaryDirectory() as folder:
-        library = compile_baselines(Path(folder))
+        major, minor = torch.cuda.get_device_capability()
+        library = compile_baselines(Path(folder), f"sm_{major}{minor}")
         check_baselines(library)
         for shape in (WIDE_MAP, *(s for s in model_shapes() if not s.segment)):
             for backward in (False, True):

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 
 from benchmarks.compiler_report import REPORT, Kernel, read_report
+from benchmarks.gpu_scans import compile_baselines
+from ops import build
 from ops.library import LIBRARY
 
 INFO = json.loads(LIBRARY.with_name("build.json").read_text()) if LIBRARY.exists() else {"backends": []}
@@ -59,6 +61,13 @@ def test_registers_are_as_the_plan_believes(kernels):
         else:
             limit = 128 if kernel.vector == 8 and not kernel.single else 80 if kernel.grouped else 96
         assert kernel.registers <= limit, kernel
+
+
+def test_baselines_of_the_benchmark_compile(tmp_path):
+    if build.find_cuda(tmp_path) is None:
+        pytest.skip("the CUDA compiler that built the library is not here")
+    library = compile_baselines(tmp_path, "sm_90")
+    assert library.baseline_scan
 
 
 def test_library_needs_no_particular_cuda():
