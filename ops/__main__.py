@@ -21,6 +21,8 @@ def main() -> int:
     instruction_set.restype = ctypes.c_char_p
     print(f"scan       {LIBRARY}")
     print(f"built      against torch {built['torch']} (loads in torch 2.10 and later), by {built['cxx']}")
+    if "seconds" in built:
+        print(f"           the last build took {built['seconds']:.0f} s, for what had changed")
     print(
         f"cpu        yes, {instruction_set().decode()} on this processor, {torch.get_num_threads()} threads"
     )

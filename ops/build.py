@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent / "csrc"
@@ -122,6 +123,11 @@ def architecture_flags(architectures: str) -> list[str]:
     return flags
 
 
+def cxx_program(cxx: list[str]) -> str:
+    """The compiler in a CXX such as "ccache g++ -m64", which nvcc would take for the name of a program."""
+    return next((word for word in reversed(cxx) if not word.startswith("-") and shutil.which(word)), cxx[0])
+
+
 def compile_commands(cuda_home: Path | None) -> dict[str, list[str]]:
     """Return object name -> compiler command, without the output's name."""
     include = torch_folder() / "include"
@@ -133,7 +139,8 @@ def compile_commands(cuda_home: Path | None) -> dict[str, list[str]]:
     commands = {}
     if cuda_home:
         architectures = architecture_flags(os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES)
-        nvcc = [str(cuda_home / "bin" / "nvcc"), "-ccbin", cxx[0], *common, *architectures, "-DUSE_CUDA"]
+        nvcc = [str(cuda_home / "bin" / "nvcc"), "-ccbin", cxx_program(cxx), *common]
+        nvcc += [*architectures, "-DUSE_CUDA"]
         nvcc += ["-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-isystem", str(cuda_home / "include")]
         for source in sorted(SOURCES.glob("*.cu")):
             commands[source.stem + ".cu.o"] = [*nvcc, "-c", str(source)]
@@ -236,10 +243,11 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
         "link": link_flags(cuda_home),
     }
     library, record = out / LIBRARY_NAME, out / "build.json"
-    if library.exists() and record.exists() and json.loads(record.read_text()) == info:
+    if library.exists() and record.exists() and info.items() <= json.loads(record.read_text()).items():
         return info
     out.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
     print(f"building the scan for {' and '.join(info['backends'])}: {len(commands)} files", flush=True)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -248,7 +256,8 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
     link(objects, info["link"], library)
     reports = [path.with_suffix(".log").read_text() for path in objects if path.name.endswith(".cu.o")]
     (out / "ptxas.txt").write_text("".join(reports))
-    record.write_text(json.dumps(info, indent=1))
+    seconds = round(time.monotonic() - start, 1)
+    record.write_text(json.dumps({**info, "seconds": seconds}, indent=1))
     return info
 
 

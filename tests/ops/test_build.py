@@ -1,5 +1,6 @@
 """The build: every instruction set, the stable ABI, messages, the report of `python -m ops`."""
 
+import json
 import os
 import re
 import subprocess
@@ -93,6 +94,26 @@ def test_every_source_is_compiled_for_the_oldest_torch_and_the_asked_architectur
     flags = build.architecture_flags(build.DEFAULT_ARCHITECTURES)
     assert set(flags) <= set(build.compile_commands(tmp_path)["scan_cuda.cu.o"])
     assert flags == build.architecture_flags("8.0;9.0+PTX")
+
+
+def test_nvcc_gets_the_compiler_of_a_cxx_of_several_words(monkeypatch, tmp_path):
+    assert build.cxx_program(["g++"]) == "g++"
+    assert build.cxx_program(["env", "g++", "-m64"]) == "g++"
+    monkeypatch.setenv("CXX", "env g++")
+    command = build.compile_commands(tmp_path)["scan_cuda.cu.o"]
+    assert command[command.index("-ccbin") + 1] == "g++"
+
+
+def test_build_takes_its_seconds_down_and_has_nothing_to_do_afterwards(monkeypatch, tmp_path):
+    sources = {"empty.o": ["g++", "-fPIC", "-c", str(tmp_path / "empty.cpp")]}
+    (tmp_path / "empty.cpp").write_text("")
+    monkeypatch.setattr(build, "compile_commands", lambda cuda_home: sources)
+    folders = (tmp_path / "lib", tmp_path / "scratch", "off")
+    info = build.build(*folders)
+    record = tmp_path / "lib" / "build.json"
+    assert json.loads(record.read_text())["seconds"] >= 0
+    monkeypatch.setattr(build, "link", None)  # a second build would call it
+    assert build.build(*folders) == info
 
 
 def test_missing_compilers_are_named(monkeypatch, tmp_path):
