@@ -194,13 +194,18 @@ def test_mutations_are_noticed(mutations, tmp_path):
             assert_near(actual, expected, name)
 
 
+TILED = Plan(4, 16, 1, True)
+WITH_SCRATCH = Plan(4, 4, 1)  # of dx by direction, and, with one group, of parts of dlogits
+
+
 @pytest.mark.parametrize("groups", [64, 8, 1], ids="groups={}".format)
-def test_past_two_to_the_31_elements(library, groups):
-    """The last two images of x with 2.2e9 elements, and four times as many in lam; those before are not in memory."""
-    compare_last_images(library, groups)
+@pytest.mark.parametrize("plan", [TILED, WITH_SCRATCH], ids=["tiled", "with scratch"])
+def test_past_two_to_the_31_elements(library, groups, plan):
+    """The last two images of x with 4.8e9 elements, and four times as many in lam; those before are not in memory."""
+    compare_last_images(library, groups, plan)
 
 
-def compare_last_images(library, groups):
+def compare_last_images(library, groups, plan):
     first, pair = 2**18 + 2**15, Scan(2, 16, 16, 64, groups)
     scan, inputs = pair._replace(batch=first + 2), pair.inputs(torch.bfloat16)
     wide = widened(inputs)
@@ -208,7 +213,6 @@ def compare_last_images(library, groups):
     h = run_forward(library, scan, inputs, first_image=first)
     assert_near(h, expected, "h")
     wanted = torch.autograd.grad(expected.sum(), wide)
-    plan = Plan(4, 16, 1, True)  # without scratch, which begins with the first image
     gradients = run_backward(library, scan, [torch.ones_like(h), *inputs, h], plan, first_image=first)
     for name, actual, gradient in zip(("dx", "dlam", "dlogits"), gradients, wanted, strict=True):
         assert_near(actual, gradient, name)
@@ -221,14 +225,19 @@ NARROW = (
     Mutation(
         "scan_backward.cuh", "x_start = image * p.x_stride +", "x_start = int(image) * p.x_stride +", "tensor"
     ),
+    Mutation("scan_backward.cuh", "element * tensors.parts", "int(element) * tensors.parts", "tensor"),
 )
 
 
-@pytest.mark.parametrize("mutation", NARROW, ids=["forward", "backward"])
-def test_indices_of_32_bits_are_noticed(mutation, tmp_path):
+@pytest.mark.parametrize(
+    "mutation, plan",
+    list(zip(NARROW, (TILED, TILED, WITH_SCRATCH), strict=True)),
+    ids=["forward", "backward", "scratch"],
+)
+def test_indices_of_32_bits_are_noticed(mutation, plan, tmp_path):
     library = compile_emulation(tmp_path, mutated([mutation]), level="-O0", kernels=("scan",))
     with pytest.raises(AssertionError, match=mutation.noticed):
-        compare_last_images(library, 8)
+        compare_last_images(library, 1, plan)
 
 
 def report(library, scan, backward=False, dtype=torch.bfloat16, **limits):

@@ -1,4 +1,6 @@
 // What tests/ops/test_cuda_emulation.py calls: plans, and scans in the emulation.
+#include <sys/mman.h>
+
 #include <stdexcept>
 
 #include "emulator.h"
@@ -35,6 +37,24 @@ EmulatedLaunch launch_from(int64_t image, const ScanShape& s, const ScanPlan& pl
   return {lanes / plan.lanes * (plan.tiled ? 1 : s.directions)};
 }
 
+// Float32 scratch: `count` pieces of `size` floats, each known from float `before` on. What lies before that takes
+// addresses, but no memory.
+struct Scratch {
+  float* data = nullptr;
+  int64_t bytes;
+
+  Scratch(const char* name, int64_t count, int64_t size, int64_t before) : bytes(count * size * 4) {
+    if (bytes == 0) return;
+    void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (pages == MAP_FAILED) throw std::invalid_argument("no addresses for scratch");
+    data = static_cast<float*>(pages);
+    for (int64_t i = 0; i < count; i++) watch(name, data + i * size + before, (size - before) * 4, true);
+  }
+  ~Scratch() {
+    if (data) munmap(data, bytes);
+  }
+};
+
 template <typename T>
 void forward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, void* const* tensors) {
   const int64_t pixels = (s.batch - first_image) * s.pixels(), size = sizeof(T);
@@ -59,24 +79,23 @@ void backward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, voi
   const char* names[] = {"grad_h", "x", "lam", "logits", "h", "dx", "dlam", "dlogits"};
   const int64_t bytes[] = {of_lam, of_x, of_lam, logits * size, of_lam, of_x, of_lam, logits * size};
   for (int i = 0; i < 8; i++) watch(names[i], tensors[i], bytes[i], i >= 5);
-  std::vector<float> dx_parts(needs_dx_parts(s, plan) ? s.directions * pixels * s.channels + 4 : 0);
-  std::vector<float> dlogits_parts(plan.parts > 1 ? logits * plan.parts + 4 : 0);
-  const auto scratch = [](const char* name, std::vector<float>& parts) -> float* {
-    if (parts.empty()) return nullptr;
-    float* aligned = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(parts.data()) + 15) / 16 * 16);
-    watch(name, aligned, (parts.size() - 4) * 4, true);
-    return aligned;
-  };
-  if (first_image > 0 && (!dx_parts.empty() || !dlogits_parts.empty()))
-    throw std::invalid_argument("scratch begins with the first image");
+  const int64_t before = first_image * s.pixels(), x_before = before * s.channels;
+  const int64_t logits_before = before * s.directions * 3 * s.groups;
+  EmulatedLaunch launch = launch_from(first_image, s, plan);
+  const Scratch dx_parts("dx_parts", needs_dx_parts(s, plan) ? s.directions : 0,
+                         s.batch * s.pixels() * s.channels, x_before);
+  const Scratch dlogits_parts("dlogits_parts", plan.parts > 1 ? 1 : 0, (logits_before + logits) * plan.parts,
+                              logits_before * plan.parts);
+  // Sums take blocks of 256 threads, of 4 elements each of dx and of 1 of dlogits.
+  if (dx_parts.data) launch.later.push_back(x_before / 1024);
+  if (dlogits_parts.data) launch.later.push_back(logits_before / 256);
+  if ((dx_parts.data && x_before % 1024) || (dlogits_parts.data && logits_before % 256))
+    throw std::invalid_argument("the image does not begin a block of a sum");
   T* all[8];
   for (int i = 0; i < 8; i++) all[i] = shifted<T>(tensors[i], bytes[i] / size / (s.batch - first_image) * first_image);
-  float* const dx = scratch("dx_parts", dx_parts);
   const BackwardPointers<T> pointers{all[0], all[1], all[2], all[3], all[4],
-                                     all[5], all[6], all[7], {},     scratch("dlogits_parts", dlogits_parts),
-                                     1,      1};
-  EmulatedLaunch launch = launch_from(first_image, s, plan);
-  backward_scan<T>(s, plan, pointers, dx, launch);
+                                     all[5], all[6], all[7], {},     dlogits_parts.data, 1, 1};
+  backward_scan<T>(s, plan, pointers, dx_parts.data, launch);
 }
 
 template <typename T>

@@ -20,13 +20,19 @@ void run_grid(int64_t first, int64_t blocks, int lanes, int rows, int shared_byt
 // The first error, or "".
 std::string finish();
 
-// `first_block` skips what a test of large indices has no memory for; its tensors begin with `shifted`.
+// `first_block` skips what a test of large indices has no memory for; its tensors begin with `shifted`. `later` is the
+// same for the launches that follow, in their order.
 struct EmulatedLaunch {
   int64_t first_block = 0;
+  std::vector<int64_t> later = {};
 
   template <typename Kernel, typename... Arguments>
   void operator()(Kernel kernel, int64_t blocks, int lanes, int rows, int shared_bytes, const Arguments&... arguments) {
     run_grid(first_block, blocks, lanes, rows, shared_bytes, [&] { kernel(arguments...); });
+    first_block = 0;
+    if (later.empty()) return;
+    first_block = later.front();
+    later.erase(later.begin());
   }
 };
 
