@@ -48,13 +48,24 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 
 
 def newest_undamaged(run_dir: str | Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose contents are as written; each damaged one passed over is reported."""
+    """The newest checkpoint whose contents are as written; the damaged newer ones are renamed and reported."""
+    damaged = []
     for folder in checkpoints(run_dir):
         problem = damage(folder)
         if problem is None:
+            for other, problem in damaged:
+                report(f"{other} is damaged ({problem}): renamed to {set_aside(other).name}")
             return folder
-        report(f"{folder} is damaged ({problem}): using the one before it")
+        damaged.append((folder, problem))
     return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint so that it is none any more; one of the same step set aside before goes."""
+    aside = folder.with_name(f"damaged_{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    return aside
 
 
 def damage(folder: Path, contents: bool = True) -> str | None:
@@ -196,10 +207,12 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def rotate(run_dir: str | Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints."""
-    for folder in checkpoints(run_dir)[keep_last:]:
-        remove(folder)
+def rotate(run_dir: str | Path, keep_last: int, step: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints, of those in full length; never that of `step`."""
+    complete = [folder for folder in checkpoints(run_dir) if damage(folder, contents=False) is None]
+    for folder in complete[keep_last:]:
+        if folder.name != checkpoint_name(step):
+            remove(folder)
 
 
 @torch.no_grad()

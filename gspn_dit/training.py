@@ -275,7 +275,7 @@ class Trainer:
             if problem:
                 raise UserError(f"step {self.step}: no checkpoint written ({problem}); {self.last_good()}")
             if self.main:
-                rotate(self.run_dir, self.config.train.keep_last)
+                rotate(self.run_dir, self.config.train.keep_last, self.step)
 
     def last_good(self) -> str:
         """Where a run that stops can go on from, for the message."""

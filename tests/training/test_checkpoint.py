@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gspn_dit import checkpoint
-from gspn_dit.checkpoint import damage, latest_checkpoint, load_model
+from gspn_dit.checkpoint import damage, latest_checkpoint, load_model, rotate
 from gspn_dit.errors import UserError
 from gspn_dit.metrics import MetricsLog
 from tests.training.run_state import final_state
@@ -51,6 +51,7 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_used(
     train_run("run")
     output = capsys.readouterr().out
     assert f"step_00000010 is damaged ({message}" in output
+    assert (run_dir / "checkpoints/damaged_step_00000010").is_dir()
     assert f"continuing from {run_dir}/checkpoints/step_00000008" in output
     assert final_state(run_dir) == whole
 
@@ -79,6 +80,16 @@ def test_keep_last_rotates(train_run):
         "step_00000009",
         "step_00000010",
     ]
+
+
+def test_damaged_checkpoints_are_not_among_those_kept(run_dir):
+    folders = run_dir / "checkpoints"
+    cut(folders / "step_00000010/model.safetensors")
+    flip(folders / "step_00000008/model.safetensors")  # as long as it was: only its hash tells
+    rotate(run_dir, keep_last=1, step=4)
+    assert {path.name for path in folders.iterdir()} == {f"step_{step:08d}" for step in (4, 8, 10)}
+    rotate(run_dir, keep_last=1, step=8)
+    assert {path.name for path in folders.iterdir()} == {f"step_{step:08d}" for step in (8, 10)}
 
 
 @pytest.mark.parametrize("failing", ["model", "optimizer", "ema"])
