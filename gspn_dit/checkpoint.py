@@ -48,7 +48,10 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 
 
 def newest_undamaged(run_dir: str | Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose contents are as written; the damaged newer ones are renamed and reported."""
+    """The newest checkpoint whose contents are as written; the damaged newer ones are renamed and reported.
+
+    `UserError` when there are checkpoints but none is whole: to begin anew is for the user to decide.
+    """
     damaged = []
     for folder in checkpoints(run_dir):
         problem = damage(folder)
@@ -57,6 +60,12 @@ def newest_undamaged(run_dir: str | Path, report: Callable[[str], None]) -> Path
                 report(f"{other} is damaged ({problem}): renamed to {set_aside(other).name}")
             return folder
         damaged.append((folder, problem))
+    if damaged:
+        folder, problem = damaged[0]
+        raise UserError(
+            f"no checkpoint in {folder.parent} is whole ({folder.name}: {problem}): "
+            "restore one, or remove that folder to begin anew"
+        )
     return None
 
 

@@ -122,8 +122,15 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest undamaged checkpoint, if the run has one."""
-        found = [newest_undamaged(self.run_dir, self.report) if self.main else None]
-        folder = broadcast_object_list(found)[0]
+        folder, problem = None, None
+        if self.main:
+            try:
+                folder = newest_undamaged(self.run_dir, self.report)
+            except UserError as error:  # for all processes: the others would wait
+                problem = str(error)
+        folder, problem = broadcast_object_list([folder, problem])
+        if problem:
+            raise UserError(problem)
         if folder is None:
             self.initialise()
             return

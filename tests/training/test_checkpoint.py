@@ -56,6 +56,17 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_used(
     assert final_state(run_dir) == whole
 
 
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(train_run, run_dir):
+    folders = sorted((run_dir / "checkpoints").iterdir())
+    for folder in folders:
+        cut(folder / "ema.safetensors")
+    with pytest.raises(
+        UserError, match=r"/checkpoints is whole \(step_00000010: ema.safetensors has .* anew$"
+    ):
+        train_run("run")
+    assert sorted((run_dir / "checkpoints").iterdir()) == folders
+
+
 def test_latest_checkpoint_passes_over_half_written_ones(run_dir):
     cut(newest(run_dir) / "model.safetensors")
     shutil.copytree(run_dir / "checkpoints/step_00000008", run_dir / "checkpoints/.tmp-step_00000012")
