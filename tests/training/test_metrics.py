@@ -6,7 +6,15 @@ from types import SimpleNamespace
 import pytest
 
 from gspn_dit.errors import UserError
+from gspn_dit.metrics import read_metrics
 from tests.training.run_state import log_rows
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3', b'{"st\n{"step": 3}\n', b"\0\0\0\n\0", b"\xff\xfe\n"])
+def test_rows_end_at_the_first_broken_line(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_wandb_gets_every_row(train_run, monkeypatch):
