@@ -1,22 +1,21 @@
 """`python -m ops`: which backends are built, for which architectures, with which compiler, against which torch."""
 
 import ctypes
-import json
 import sys
 
 import torch
 
+from ops.build import read_record
 from ops.library import BACKENDS, LIBRARY
 
 
 def main() -> int:
     """Print the report; exit status 1 when nothing is built."""
     print(f"torch      {torch.__version__} (CUDA {torch.version.cuda or 'none'})")
-    record = LIBRARY.parent / "build.json"  # written last: an interrupted build leaves none
-    if not BACKENDS or not record.exists():
+    built = read_record(LIBRARY.parent / "build.json")  # written last: an interrupted build leaves none
+    if not BACKENDS or built is None:
         print("scan       not built, or from older sources: run `make build`")
         return 1
-    built = json.loads(record.read_text())
     instruction_set = ctypes.CDLL(str(LIBRARY)).gspn_cpu_instruction_set
     instruction_set.restype = ctypes.c_char_p
     print(f"scan       {LIBRARY}")

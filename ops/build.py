@@ -223,6 +223,14 @@ def link(objects: list[Path], flags: list[str], library: Path) -> None:
     partial.rename(library)
 
 
+def read_record(path: Path) -> dict | None:
+    """Return what a build.json says was built; None where there is none or it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def build(out: Path, scratch: Path, cuda: str) -> dict:
     """Build the library in `out` and return what was built, as `python -m ops` prints it."""
     cuda_home = None if cuda == "off" else find_cuda(scratch)
@@ -243,7 +251,7 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
         "link": link_flags(cuda_home),
     }
     library, record = out / LIBRARY_NAME, out / "build.json"
-    if library.exists() and record.exists() and info.items() <= json.loads(record.read_text()).items():
+    if library.exists() and info.items() <= read_record(record).items():
         return info
     out.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -257,7 +265,9 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
     reports = [path.with_suffix(".log").read_text() for path in objects if path.name.endswith(".cu.o")]
     (out / "ptxas.txt").write_text("".join(reports))
     seconds = round(time.monotonic() - start, 1)
-    record.write_text(json.dumps({**info, "seconds": seconds}, indent=1))
+    partial = record.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps({**info, "seconds": seconds}, indent=1))
+    partial.rename(record)
     return info
 
 

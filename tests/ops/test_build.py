@@ -268,6 +268,17 @@ def test_interrupted_build_is_not_taken_for_a_finished_one(small_build, monkeypa
     assert small_build(2)[1] == 2
 
 
+@pytest.mark.parametrize("content", [b"", b'{"backends": [', b"\0" * 64])
+def test_unreadable_record_of_a_build_means_build_again(small_build, content):
+    library, _ = small_build(1)
+    record, stamp = library.with_name("build.json"), library.stat().st_mtime_ns
+    whole = record.read_bytes()
+    record.write_bytes(content)
+    assert small_build(1)[0].stat().st_mtime_ns != stamp
+    assert record.read_bytes() == whole
+    assert not list(library.parent.glob("*.tmp"))
+
+
 def test_library_is_linked_again_for_other_flags(small_build, monkeypatch):
     library, _ = small_build(1)
     stamp = library.stat().st_mtime_ns
