@@ -2,10 +2,11 @@
 
 import dataclasses
 import warnings
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from gspn_dit.config import Config, TrainConfig
@@ -67,7 +68,12 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else accelerate leaves CPU processes unconnected
         mixed_precision="no",
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # The first process hashes and writes checkpoints, draws the last grid and scores while the others
+            # wait, for longer than the default of minutes, which would end the run.
+            InitProcessGroupKwargs(timeout=timedelta(days=7)),
+        ],
     )
     processes = accelerator.num_processes
     if config.batch_size % processes:
