@@ -1,6 +1,7 @@
 """Errors that a user can act on, and how the command lines report them."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -21,7 +22,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's `main`; its exit status.
 
-    A `UserError`, or a file that cannot be read or written, becomes one line on stderr and exit status 2.
+    A `UserError`, a file that cannot be read or written, or a full disk becomes one line on stderr and exit
+    status 2.
     """
     try:
         status = main()
@@ -29,9 +31,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except OSError as error:
-        if error.filename is None:  # not about a file: a fault of the program
+        if error.filename is not None:
+            message = f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write to an open file does not know its name
+            message = f"no space left on the disk: free some, and give the same command again ({error})"
+        else:  # not about a file: a fault of the program
             raise
-        print(f"error: cannot use {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

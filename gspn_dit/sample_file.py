@@ -65,6 +65,23 @@ class SampleFile:
                 begun = f"{self.path} was begun with {key} {found!r}, now {asked!r}"
                 raise UserError(f"{begun}: give another name, or remove it")
 
+    def room(self, image_bytes: int) -> str:
+        """A line with the disk that the rest takes and what is free; `UserError` when it cannot fit.
+
+        While the shards are joined, the images are there twice.
+        """
+        size = self.count * image_bytes
+        missing = sum(len(self.numbers(shard)) for shard in self.missing()) * image_bytes
+        folder = next(parent for parent in self.parts.parents if parent.exists())
+        free = shutil.disk_usage(folder).free
+        line = (
+            f"{self.path}: {gigabytes(size)}, {gigabytes(missing + size)} until its shards are joined "
+            f"({gigabytes(free)} free)"
+        )
+        if missing + size > free:
+            raise UserError(f"no room for {line}: free some, or give a name on another disk")
+        return line
+
     def open(self) -> None:
         """Make the folder of shards; any number of processes may call this."""
         self.parts.mkdir(parents=True, exist_ok=True)
@@ -124,6 +141,10 @@ def differing(stored: dict | None, settings: dict) -> set[str]:
     return {key for key in stored.keys() | plain.keys() if stored.get(key) != plain.get(key)} - set(
         NOT_COMPARED
     )
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
 
 
 def load(path: Path, name: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from gspn_dit.checkpoint import find_checkpoint, load_model, read_state
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
 from gspn_dit.errors import UserError
+from gspn_dit.processes import on_main_process
 from gspn_dit.sample_file import SampleFile
 from gspn_dit.sampling import generate, keyed_labels, save_grid
 
@@ -171,6 +172,8 @@ def sample_file(resolved: Resolved, count: int, labels: str, path: Path, acceler
     file.check()
     if file.complete:
         return settings
+    image_bytes = 3 * (model.input_size * autoencoder.factor) ** 2
+    accelerator.print(on_main_process(accelerator.is_main_process, lambda: file.room(image_bytes)))
     file.open()
     shards = file.missing(accelerator.process_index, accelerator.num_processes)
     numbers = [number for shard in shards for number in file.numbers(shard)]

@@ -42,6 +42,7 @@ from gspn_dit.ema import EMA
 from gspn_dit.errors import UserError
 from gspn_dit.files import claimed
 from gspn_dit.metrics import MetricsLog
+from gspn_dit.processes import on_main_process
 from gspn_dit.progress import progress_bar
 from gspn_dit.results import NoDecoder, draw_grid, finish_run, open_decoder, write_grid
 from gspn_dit.resume import check_same_data, check_same_run, describe_dataset
@@ -122,15 +123,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest undamaged checkpoint, if the run has one."""
-        folder, problem = None, None
-        if self.main:
-            try:
-                folder = newest_undamaged(self.run_dir, self.report)
-            except UserError as error:  # for all processes: the others would wait
-                problem = str(error)
-        folder, problem = broadcast_object_list([folder, problem])
-        if problem:
-            raise UserError(problem)
+        folder = on_main_process(self.main, lambda: newest_undamaged(self.run_dir, self.report))
         if folder is None:
             self.initialise()
             return

@@ -15,6 +15,7 @@ class Latents:
     """A decoder that shows the latents themselves."""
 
     identity = "latents"
+    factor = 1
 
     def decode(self, z):
         return z

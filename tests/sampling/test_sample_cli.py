@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,13 @@ def test_steps_beyond_the_schedule_and_a_folder_that_is_no_run(ddpm_run, tmp_pat
         sample.main([str(tmp_path / "absent")])
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         sample.main([str(tmp_path)])
+
+
+def test_a_disk_too_small_is_refused_before_sampling(flow_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
+    with pytest.raises(UserError, match=r"no room for .*s.npz"):
+        sample.main([str(flow_run), "--num", "300", "--npz", str(tmp_path / "s.npz"), "--steps", "1"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

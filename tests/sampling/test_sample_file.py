@@ -1,7 +1,9 @@
 """Sample files: ADM's format, shards, and going on after a kill."""
 
 import json
+import shutil
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +83,20 @@ def test_a_file_of_other_settings_is_not_continued(tmp_path):
     file.path.with_suffix(".json").unlink()
     with pytest.raises(UserError, match="has no settings beside it"):
         file.check()
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path, monkeypatch):
+    """It is needed twice until the shards are joined; those that are there take no more."""
+    file = SampleFile(tmp_path / "new" / "s.npz", 2 * SHARD, SETTINGS)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * SHARD * 10**9))
+    with pytest.raises(
+        UserError, match=r"no room for .*s.npz: 256.00 GB, 512.00 GB until .* \(384.00 GB free"
+    ):
+        file.room(10**9)
+    assert list(tmp_path.iterdir()) == []
+    file.open()
+    file.write([0], batches(list(range(SHARD))))
+    assert "384.00 GB until" in file.room(10**9)
 
 
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):

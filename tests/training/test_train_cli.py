@@ -1,5 +1,7 @@
 """train.py: mistakes end in one line and status 2."""
 
+import errno
+
 import pytest
 
 import train
@@ -29,6 +31,18 @@ def test_mistakes(tiny_yaml, capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line(monkeypatch, capsys, number):
+    def full(argv):
+        raise OSError(number, "it is full")
+
+    monkeypatch.setattr(train, "main", full)
+    assert status_of() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no space left on the disk: ")
     assert error.count("\n") == 1
 
 
