@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +16,8 @@ from gspn_dit.errors import UserError
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` for writing; on a clean exit it is synced and renamed to `path`."""
     path = Path(path)
-    aside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    # Not the process's number: on a shared disk another machine may have a process of that number.
+    aside = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
     try:
         with open(aside, "wb") as file:
             yield file

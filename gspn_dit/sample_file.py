@@ -85,7 +85,8 @@ class SampleFile:
     def open(self) -> None:
         """Make the folder of shards; any number of processes may call this."""
         self.parts.mkdir(parents=True, exist_ok=True)
-        write_json(self.parts / "settings.json", self.settings)
+        if read_json(self.parts / "settings.json") is None:
+            write_json(self.parts / "settings.json", self.settings)
 
     @property
     def complete(self) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gspn_dit.errors import UserError
+from gspn_dit.files import replacing
 from gspn_dit.sample_file import SHARD, SampleFile, read_settings, write_samples
 
 SETTINGS = {"checkpoint": "abc", "steps": 4, "cfg_interval": (0.1, 0.9), "path": "runs/a"}
@@ -68,6 +69,26 @@ def test_an_interrupted_file_goes_on_where_it_stopped(tmp_path):
     fill(again)
     again.merge()
     check_whole(again.path, 3 * SHARD)
+
+
+def test_settings_are_written_by_the_first_process_alone(tmp_path):
+    file = SampleFile(tmp_path / "s.npz", 3, SETTINGS)
+    file.open()
+    written = file.parts / "settings.json"
+    before = written.stat()
+    SampleFile(tmp_path / "s.npz", 3, SETTINGS | {"path": "moved/a"}).open()
+    assert written.stat().st_ino == before.st_ino
+    written.write_text('{"steps"')
+    file.open()
+    assert json.loads(written.read_text())["steps"] == 4
+
+
+def test_temporary_names_of_machines_with_the_same_process_number_differ(tmp_path):
+    with replacing(tmp_path / "a") as file, replacing(tmp_path / "a") as other:
+        file.write(b"first")
+        other.write(b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"  # the last to be renamed
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_of_other_settings_is_not_continued(tmp_path):
