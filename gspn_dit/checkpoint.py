@@ -10,9 +10,11 @@ gspn_dit/random.py).
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -272,7 +274,20 @@ def find_checkpoint(path: str | Path) -> Path:
     found = latest_checkpoint(path)
     if found is None:
         raise UserError(f"{path} holds no complete checkpoint; give a run folder or one of its checkpoints")
+    for folder in itertools.takewhile(lambda folder: folder != found, checkpoints(path)):
+        problem = damage(folder, contents=False)
+        print(f"{folder} is damaged ({problem}): using {found.name}", file=sys.stderr)
     return found
+
+
+def weights_file(folder: Path, state: dict[str, Any], ema: bool) -> Path:
+    """The file that `weights_name` says; `UserError` when its contents are not as written."""
+    path = folder / weights_name(state, ema)
+    if sha256(path) != state["files"][path.name]["sha256"]:
+        raise UserError(
+            f"{path} is damaged (it does not have the hash it was written with): give another checkpoint"
+        )
+    return path
 
 
 def weights_name(state: dict[str, Any], ema: bool) -> str:
@@ -296,14 +311,14 @@ def load_model(
 
     folder = find_checkpoint(path)
     state = read_state(folder)
-    weights = weights_name(state, ema)
+    weights = weights_file(folder, state, ema)
     model = create_model(**state["model"])
-    load_weights(model, folder / weights)
+    load_weights(model, weights)
     info = {
         "step": state["step"],
         "images_seen": state["images_seen"],
         "ema": ema,
         "path": str(folder),
-        "hash": state["files"][weights]["sha256"],
+        "hash": state["files"][weights.name]["sha256"],
     }
     return model.to(device).eval(), load_config(folder / "config.yaml"), info

@@ -33,7 +33,7 @@ from gspn_dit.checkpoint import (
     read_state,
     rotate,
     save_checkpoint,
-    weights_name,
+    weights_file,
 )
 from gspn_dit.config import Config, TrainConfig, load_config, save_config
 from gspn_dit.data import create_dataset
@@ -141,7 +141,7 @@ class Trainer:
         """Begin a new run, from the weights of `train.init_from` when it is set."""
         if self.config.train.init_from:
             folder = find_checkpoint(self.config.train.init_from)
-            load_weights(self.model, folder / weights_name(read_state(folder), ema=True))
+            load_weights(self.model, weights_file(folder, read_state(folder), ema=True))
             self.ema.copy_from_model()
             self.report(f"starting from the EMA weights of {folder}")
 

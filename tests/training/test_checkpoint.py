@@ -158,6 +158,23 @@ def test_load_model_refuses_what_is_no_checkpoint(run_dir, tmp_path):
         load_model(newest(run_dir))
 
 
+def test_damaged_weights_of_a_run_are_refused(train_run, run_dir):
+    """A run's newest checkpoint is chosen by the lengths of its files: only the weights that are used are hashed."""
+    flip(newest(run_dir) / "ema.safetensors")
+    for use in (lambda: load_model(run_dir), lambda: train_run("other", f"train.init_from={run_dir}")):
+        with pytest.raises(UserError, match=r"00010/ema.safetensors is damaged .* give another checkpoint"):
+            use()
+    assert load_model(run_dir, ema=False)[2]["step"] == 10
+
+
+def test_a_cut_newest_checkpoint_is_passed_over_with_a_word(run_dir, capsys):
+    cut(newest(run_dir) / "model.safetensors")
+    assert load_model(run_dir)[2]["step"] == 8
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "step_00000010 is damaged (model.safetensors has" in line
+    assert line.endswith("using step_00000008")
+
+
 def test_weights_of_another_model_are_refused(train_run, run_dir):
     with pytest.raises(UserError, match="is of another model"):
         train_run("other", f"train.init_from={run_dir}", "model.width=32")
