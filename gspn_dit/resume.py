@@ -41,7 +41,10 @@ def check_same_run(folder: Path, before: Config, now: Config) -> None:
 
 
 def check_same_data(folder: Path, before: dict[str, Any], dataset: Dataset) -> None:
-    """Raise `UserError` when the data set is not the one that checkpoint `folder` was trained on."""
+    """Raise `UserError` when the data set is not the one that checkpoint `folder` was trained on.
+
+    What an older checkpoint does not hold is not compared.
+    """
     now = describe_dataset(dataset)
     for key, value in before.items():
         if now.get(key) != value:
@@ -53,7 +56,7 @@ def check_same_data(folder: Path, before: dict[str, Any], dataset: Dataset) -> N
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint remembers of its data; of latents, also what they were made with."""
     manifest = getattr(dataset, "manifest", None)
-    latents = ("weights_hash", "scale", "shift", "image_size") if manifest else ()
+    latents = ("weights_hash", "scale", "shift", "image_size", "images_hash") if manifest else ()
     return {
         "images": len(dataset),
         "size": dataset.size,
