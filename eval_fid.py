@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gspn_dit import errors
+from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,6 +78,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(f"{option} {value}: expected at least {least}")
     if arguments.bootstrap == 1:
         raise UserError("--bootstrap 1: expected 0, or at least 2 for a deviation")
+    check_seed("--seed", arguments.seed or 0)
     if arguments.cfg_scale is not None and not 1 <= arguments.cfg_scale < float("inf"):
         raise UserError(f"--cfg-scale {arguments.cfg_scale:g}: expected 1.0 (no guidance) or more")
     instead = [name for name in ("leaderboard", "compare", "golden") if getattr(arguments, name)]

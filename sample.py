@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gspn_dit import errors
+from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
 
 EXAMPLES = """\
@@ -80,6 +81,7 @@ def check(arguments: argparse.Namespace) -> None:
     ):
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: expected at least 1")
+    check_seed("--seed", arguments.seed)
     if arguments.cfg_scale is not None and not 1 <= arguments.cfg_scale < float("inf"):
         raise UserError(f"--cfg-scale {arguments.cfg_scale:g}: expected 1.0 (no guidance) or more")
     if (arguments.num is None) != (arguments.npz is None):

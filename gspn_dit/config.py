@@ -4,6 +4,7 @@ The resolved copy is saved in the run folder and in every checkpoint. Imports no
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,19 +197,23 @@ class Config:
     """Named choices of micro_batch and checkpoint_activations, for train.memory."""
 
 
+SEEDS = 2**63
+"""Seeds are below this: a key of gspn_dit/random.py holds them as int64."""
+
 # (key, whether a value is good, what was expected)
 RULES = (
     ("train.steps", lambda v: v >= 1, "at least 1"),
     ("train.batch_size", lambda v: v >= 1, "at least 1"),
     ("train.micro_batch", lambda v: v is None or v >= 1, "at least 1, or null"),
-    ("train.learning_rate", lambda v: v >= 0, "at least 0"),
+    ("train.learning_rate", lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     ("train.warmup_steps", lambda v: v >= 0, "at least 0"),
-    ("train.min_learning_rate", lambda v: v >= 0, "at least 0"),
+    ("train.min_learning_rate", lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     ("train.betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
     ("train.weight_decay", lambda v: v >= 0, "at least 0"),
     ("train.clip", lambda v: v is None or v > 0, "above 0, or null"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.class_dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ("train.seed", lambda v: 0 <= v < SEEDS, "from 0 to 2**63 - 1"),
     ("train.checkpoint_every", lambda v: v >= 0, "at least 0"),
     ("train.keep_last", lambda v: v >= 1, "at least 1"),
     ("train.log_every", lambda v: v >= 1, "at least 1"),
@@ -221,6 +226,12 @@ RULES = (
     ("sample.batch_size", lambda v: v >= 1, "at least 1"),
     ("eval.samples", lambda v: v >= 0, "at least 0"),
 )
+
+
+def check_seed(option: str, seed: int) -> None:
+    """Raise `UserError` for the seed of a command line that train.seed could not be either."""
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"{option} {seed}: expected from 0 to 2**63 - 1")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

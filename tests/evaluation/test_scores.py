@@ -109,6 +109,7 @@ def test_demo_runs_side_by_side(tmp_path, capsys):
         ("absent --reference r.npz", "no such samples: absent"),
         ("s.npz --reference absent.npz", "no such reference: absent.npz"),
         ("s.npz --reference r.npz --batch-size 0", "--batch-size 0: expected at least 1"),
+        ("s.npz --reference r.npz --seed -1", "--seed -1: expected from 0 to 2**63 - 1"),
         ("s.npz --reference r.npz --bootstrap 1", "--bootstrap 1: expected 0, or at least 2"),
         ("s.npz --reference r.npz --json no/such/folder.json", "its folder does not exist"),
         ("s.npz --reference r.npz --save-reference r.zip", "expected a name that ends in .npz"),

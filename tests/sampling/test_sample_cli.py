@@ -85,6 +85,8 @@ def test_labels_decide_guidance_and_averaged_weights(flow_run, tmp_path):
         ("--cfg-scale nan", "--cfg-scale nan: expected 1.0"),
         ("--steps 0", "--steps 0: expected at least 1"),
         ("--batch-size 0", "--batch-size 0: expected at least 1"),
+        ("--seed -1", "--seed -1: expected from 0 to 2**63 - 1"),
+        ("--seed 9223372036854775808", "--seed 9223372036854775808: expected from 0"),
         ("--per-class 0", "--per-class 0: expected at least 1"),
         ("--num 0 --npz s.npz", "--num 0: expected at least 1"),
         ("--num 5", "--num and --npz belong together"),

@@ -37,7 +37,7 @@ class Latents(list):
 def test_latents_of_other_images_are_refused(tmp_path):
     before = describe_dataset(Latents())
     check_same_data(tmp_path, before, Latents())
-    with pytest.raises(UserError, match="the data has images_hash other, but .* was trained with abc"):
+    with pytest.raises(UserError, match=r"the data has images_hash other, but .* was trained with abc"):
         check_same_data(tmp_path, before, Latents(images_hash="other"))
 
 
