@@ -29,10 +29,11 @@ class EpochOrder:
         return indices
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """The order of one epoch; the newest two are kept, as a batch may span both."""
+        """The order of one epoch; two are kept, this and the newest other, as a batch may span both."""
         if epoch not in self.permutations:
             key = generator(ORDER, self.seed, epoch)
             self.permutations[epoch] = torch.randperm(self.size, generator=key).numpy()
-            for old in sorted(self.permutations)[:-2]:
+            others = sorted(self.permutations.keys() - {epoch})
+            for old in others[:-1]:
                 del self.permutations[old]
         return self.permutations[epoch]

@@ -55,6 +55,13 @@ def test_order_does_not_depend_on_what_was_asked_before():
     assert [int(order.indices(np.array([number]))[0]) for number in numbers] == at_once.tolist()
 
 
+def test_an_epoch_before_two_that_are_kept_can_be_asked_for():
+    order = EpochOrder(12, seed=1)
+    order.indices(np.arange(60, 84))
+    assert order.indices(np.arange(12)).tolist() == EpochOrder(12, seed=1).indices(np.arange(12)).tolist()
+    assert len(order.permutations) == 2
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_batch_of_one(processes):
     whole = step_of(batches(), 5)
