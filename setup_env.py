@@ -4,9 +4,12 @@ Idempotent: a stamp, written last, holds what was installed; without it, or when
 again (pip skips what is there). A virtual environment that an interruption left broken is made anew.
 """
 
+from __future__ import annotations  # an older Python must get as far as the message about its version
+
 import argparse
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "installed"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 CUDA_COMPILER = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
@@ -36,6 +40,9 @@ def main() -> int:
     wanted = fingerprint(cuda)
     if STAMP.exists() and satisfied(STAMP.read_text(), wanted):
         return 0
+    problem = missing()
+    if problem:
+        return fail(problem)
     cpu_wheels = not cuda and reachable(CPU_WHEELS)
     if not room_for(
         ["torch for the CPU"] if cpu_wheels else ["torch with CUDA", *["the CUDA compiler"] * cuda]
@@ -44,6 +51,8 @@ def main() -> int:
     try:
         make_venv()
         STAMP.unlink(missing_ok=True)
+        if cuda:
+            remove_cpu_torch()
         install(cpu_wheels)
         if cuda:
             install_cuda_compiler()
@@ -59,6 +68,17 @@ def fail(message: str) -> int:
     """Say what is wrong in one line."""
     print(f"error: {message}", file=sys.stderr)
     return 1
+
+
+def missing() -> str | None:
+    """What this machine lacks, told before the download; None when it has all."""
+    if sys.version_info < (3, 11):  # noqa: UP036 (whatever Python there is runs this script)
+        version = ".".join(map(str, sys.version_info[:2]))
+        return f"{sys.executable} is Python {version}: 3.11 or later is needed (`make PYTHON=python3.12 ...`)"
+    compiler = shlex.split(os.environ.get("CXX") or "g++")[0]
+    if not shutil.which(compiler):
+        return f"{compiler} is not installed: install a C++17 compiler (Debian: apt-get install g++)"
+    return None
 
 
 def fingerprint(cuda: bool) -> str:
@@ -91,18 +111,25 @@ def room_for(parts: list[str]) -> bool:
         end="",
     )
     print(f"{disk:.1f} GB on the disk ({free:.0f} GB free)", flush=True)
-    if free < disk + 1 and not STAMP.exists() and not (VENV / "lib").exists():
+    needed = max(0.0, disk - installed_size()) + 1
+    if free < needed:
         fail(
-            f"{free:.1f} GB free is too little: {disk + 1:.0f} GB are needed; `make setup CUDA=0` may need less"
+            f"{free:.1f} GB free is too little: {needed:.1f} GB are needed; `make setup CUDA=0` may need less"
         )
         return False
     return True
 
 
+def installed_size() -> float:
+    """Gigabytes that the virtual environment takes already."""
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(VENV) for name in names)
+    return sum(os.lstat(path).st_size for path in files) / 1e9
+
+
 def make_venv() -> None:
     """Make the virtual environment, anew when its Python or its pip does not run."""
-    check = [str(VENV / "bin" / "python"), "-m", "pip", "--version"]
-    if VENV.exists() and Path(check[0]).exists():
+    check = [str(PYTHON), "-m", "pip", "--version"]
+    if VENV.exists() and PYTHON.exists():
         if subprocess.run(check, capture_output=True).returncode == 0:
             return
         shutil.rmtree(VENV)
@@ -112,7 +139,7 @@ def make_venv() -> None:
 def pip_install(*arguments: str) -> None:
     """Run pip in the virtual environment; its byte code is compiled on first use, which saves a minute."""
     command = [
-        str(VENV / "bin" / "python"),
+        str(PYTHON),
         "-m",
         "pip",
         "install",
@@ -123,6 +150,20 @@ def pip_install(*arguments: str) -> None:
     subprocess.run(
         [*command, *quiet, *arguments], check=True, env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"}
     )
+
+
+def installed_version(package: str) -> str:
+    """The version of a package in the virtual environment, "" when it is not there."""
+    query = f"from importlib.metadata import version as v; print(v({package!r}))"
+    return subprocess.run([str(PYTHON), "-c", query], capture_output=True, text=True).stdout.strip()
+
+
+def remove_cpu_torch() -> None:
+    """Remove CPU wheels: pip takes them for the pinned versions, and would leave CUDA out."""
+    if installed_version("torch").endswith("+cpu"):
+        subprocess.run(
+            [str(PYTHON), "-m", "pip", "uninstall", "--yes", "--quiet", "torch", "torchvision"], check=True
+        )
 
 
 def install(cpu_wheels: bool) -> None:
@@ -137,14 +178,13 @@ def install(cpu_wheels: bool) -> None:
 
 def install_cuda_compiler() -> None:
     """Install the CUDA compiler of torch's own minor version; torch pins the toolkit's parts, so ask it which."""
-    query = "from importlib.metadata import version as v; print(v('cuda-toolkit'))"
-    result = subprocess.run([str(VENV / "bin" / "python"), "-c", query], capture_output=True, text=True)
-    if result.returncode:
+    toolkit = installed_version("cuda-toolkit")
+    if not toolkit:
         print(
             "this torch is built without CUDA (or for another platform): the scan is built for the CPU alone"
         )
         return
-    pip_install(f"{CUDA_COMPILER}=={result.stdout.strip()}")
+    pip_install(f"{CUDA_COMPILER}=={toolkit}")
 
 
 if __name__ == "__main__":
