@@ -32,8 +32,9 @@ compare: setup
 sample: setup
 	$(PY) sample.py $(RUN) $(ARGS)
 
+# Without ARGS as the demo is scored: a run on latents needs ARGS with the reference of its images.
 eval: setup
-	$(PY) eval_fid.py $(RUN) $(ARGS)
+	$(PY) eval_fid.py $(RUN) $(or $(ARGS),--reference mnist --features digits --num 1000 --labels balanced)
 
 leaderboard: setup
 	$(PY) eval_fid.py --leaderboard

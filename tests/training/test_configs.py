@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eval_fid import parse_arguments
 from gspn_dit.config import load_config
 from gspn_dit.models.settings import MODEL_NAMES, resolve_settings
 
@@ -44,13 +45,17 @@ def test_launcher_configs_leave_the_precision_to_the_run(name):
     assert content["mixed_precision"] == "no"
 
 
+def make(target: str, *settings: str) -> list[str]:
+    """The words of the command that a target runs once it is set up."""
+    # `make test` runs this inside a make, which then says where it enters and leaves.
+    command = ["make", "--no-print-directory", "--dry-run", "--old-file=setup", target, *settings]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_make_launches_the_processes_asked_for():
     """With the launcher's config: without one, accelerate starts one process where there is no GPU."""
     settings = ["CONFIG=configs/gspn_b2.yaml", "DATA=data/imagenet256", "NPROC=8", "ARGS=train.memory=40gb"]
-    # `make test` runs this inside a make, which then says where it enters and leaves.
-    command = ["make", "--no-print-directory", "--dry-run", "--old-file=setup", "train", *settings]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert shown.split() == [
+    assert make("train", *settings) == [
         *[
             ".venv/bin/accelerate",
             "launch",
@@ -61,3 +66,12 @@ def test_make_launches_the_processes_asked_for():
         ],
         *["train.py", "configs/gspn_b2.yaml", "data.path=data/imagenet256", "train.memory=40gb"],
     ]
+
+
+def test_make_scores_the_demo_unless_told_what():
+    command = [".venv/bin/python", "eval_fid.py"]
+    demo = ["--reference", "mnist", "--features", "digits", "--num", "1000", "--labels", "balanced"]
+    assert make("eval", "ARGS=") == [*command, "runs/demo", *demo]
+    parse_arguments(make("eval", "ARGS=")[2:])
+    told = make("eval", "RUN=runs/gspn_b2", "ARGS=--reference r.npz --preset paper")
+    assert told == [*command, "runs/gspn_b2", *["--reference", "r.npz", "--preset", "paper"]]
