@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,26 @@ def open_tensorboard(config: Config, step: int) -> Any:
     return SummaryWriter(Path(config.run_dir) / "tensorboard", purge_step=step + 1)
 
 
+def wandb_id(run_dir: Path) -> str:
+    """The run's own id, kept in its folder: the folder's name may be that of other runs too."""
+    path = run_dir / "wandb_id"
+    known = path.read_text().strip() if path.exists() else ""
+    if not known:
+        known = uuid.uuid4().hex
+        with replacing(path) as file:
+            file.write(known.encode())
+    return known
+
+
 def open_wandb(config: Config) -> Any:
     try:
         import wandb
     except ImportError as error:
         raise UserError("train.wandb needs wandb: pip install wandb, or leave it null") from error
-    name = Path(config.run_dir).name
     return wandb.init(
         project=config.train.wandb,
-        name=name,
-        id=name,
+        name=Path(config.run_dir).name,
+        id=wandb_id(Path(config.run_dir)),
         resume="allow",
         dir=config.run_dir,
         config=to_mapping(config),

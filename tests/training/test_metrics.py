@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from gspn_dit.errors import UserError
-from gspn_dit.metrics import read_metrics
+from gspn_dit.metrics import read_metrics, wandb_id
 from tests.training.run_state import log_rows
 
 
@@ -26,12 +26,22 @@ def test_wandb_gets_every_row(train_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     run_dir = train_run("run", "train.wandb=digits")
     (settings,) = started
-    assert (settings["project"], settings["id"], settings["resume"]) == ("digits", "run", "allow")
+    assert (settings["project"], settings["name"], settings["resume"]) == ("digits", "run", "allow")
+    assert settings["id"] == wandb_id(run_dir)
     assert settings["config"]["train"]["batch_size"] == 8
     for row in rows:
         del row["images_per_second"]
     assert rows == log_rows(run_dir)
     assert ended == [True]
+
+
+def test_a_wandb_run_is_known_by_its_folder_not_by_the_folder_s_name(tmp_path):
+    runs = [tmp_path / place / "run" for place in ("a", "b")]
+    for run_dir in runs:
+        run_dir.mkdir(parents=True)
+    first, second = map(wandb_id, runs)
+    assert first != second
+    assert wandb_id(runs[0]) == first
 
 
 def test_wandb_that_is_not_installed_is_named(train_run, monkeypatch):
