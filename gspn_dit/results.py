@@ -1,6 +1,5 @@
 """What a run shows: sample grids while it trains; final.png, loss.png and the demo's scores at its end."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from gspn_dit.config import Config
 from gspn_dit.data import Dataset
 from gspn_dit.diffusion import default_sampler
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing
 from gspn_dit.metrics import plot_loss
+from gspn_dit.sample_file import read_json, write_json
 from gspn_dit.sampling import generate, save_grid
 
 Report = Callable[[str], None]
@@ -85,27 +84,35 @@ def write_grid(images: torch.Tensor, rows: int, path: Path) -> None:
 def finish_run(
     config: Config, decoder: Autoencoder | None, device: torch.device, redo: bool, report: Report
 ) -> None:
-    """Make the results of a finished run from its last checkpoint; those already there only when `redo`."""
+    """Make the results of a finished run from its last checkpoint; those made from it already only when `redo`.
+
+    Each is kept with what it was made from: a run may go on to more steps, and be killed before its results.
+    """
     run_dir = Path(config.run_dir)
     report(f"loss curve: {plot_loss(run_dir)}")
     if decoder is None:
         return
-    model, _, _ = load_model(run_dir, device=device)
+    model, _, info = load_model(run_dir, device=device)
+    source = {"step": info["step"], "weights": info["hash"]}
     final = run_dir / "samples" / "final.png"
-    if redo or not final.exists():
+    record = final.with_suffix(".json")
+    if redo or not final.exists() or read_json(record) != source:
         write_grid(*draw_grid(model, config, decoder, device), final)
+        write_json(record, source)
     report(f"samples: {final}")
     if config.data.kind == "mnist" and config.eval.samples > 0:
-        report(score(model, config, decoder, device, redo))
+        report(score(model, config, decoder, device, source, redo))
 
 
-def score(model: nn.Module, config: Config, decoder: Autoencoder, device: torch.device, redo: bool) -> str:
-    """The score table of a model of digits; scores.json keeps its numbers."""
+def score(
+    model: nn.Module, config: Config, decoder: Autoencoder, device: torch.device, source: dict, redo: bool
+) -> str:
+    """The score table of a model of digits; scores.json keeps its numbers and `source`."""
     from gspn_dit.evaluation import format_table, score_demo
 
     path = Path(config.run_dir) / "scores.json"
-    if redo or not path.exists():
-        scores = score_demo(model, config, decoder, device, path.parent)
-        with replacing(path) as file:
-            file.write(json.dumps(scores, indent=1).encode())
-    return format_table(json.loads(path.read_text()))
+    scores = read_json(path)
+    if redo or scores is None or not source.items() <= scores.items():
+        scores = {**score_demo(model, config, decoder, device, path.parent), **source}
+        write_json(path, scores)
+    return format_table(scores)

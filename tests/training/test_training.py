@@ -76,6 +76,7 @@ def test_run_folder_is_complete(train_run):
         "samples/step_00000004.png",
         "samples/step_00000008.png",
         "samples/final.png",
+        "samples/final.json",
         *(f"checkpoints/step_{step:08d}/{name}" for step in (4, 8, 10) for name in files),
     }
     rows = log_rows(run_dir)
