@@ -13,7 +13,7 @@ def main() -> int:
     """Print the report; exit status 1 when nothing is built."""
     print(f"torch      {torch.__version__} (CUDA {torch.version.cuda or 'none'})")
     built = read_record(LIBRARY.parent / "build.json")  # written last: an interrupted build leaves none
-    if not BACKENDS or built is None:
+    if not BACKENDS or not built:
         print("scan       not built, or from older sources: run `make build`")
         return 1
     instruction_set = ctypes.CDLL(str(LIBRARY)).gspn_cpu_instruction_set

@@ -223,12 +223,12 @@ def link(objects: list[Path], flags: list[str], library: Path) -> None:
     partial.rename(library)
 
 
-def read_record(path: Path) -> dict | None:
-    """Return what a build.json says was built; None where there is none or it cannot be read."""
+def read_record(path: Path) -> dict:
+    """Return what a build.json says was built; nothing where there is none or it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def build(out: Path, scratch: Path, cuda: str) -> dict:
