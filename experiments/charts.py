@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from experiments import kernel
 from experiments.summary import Setting
@@ -105,6 +106,8 @@ def draw_scores(settings: list[tuple[str, Setting]], path: Path) -> None:
         axes.grid(alpha=0.3, which="both")
         if key == "fid" and axes.lines and axes.dataLim.x1 > 3 * axes.dataLim.x0 > 0:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_yticks(range(len(settings)), [label for label, _ in settings])
     panels[0].invert_yaxis()
     save(figure, path)

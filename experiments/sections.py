@@ -124,6 +124,7 @@ def header(data: Data) -> str:
     versions = ", ".join(sorted({f"torch {result['torch']}" for result in results}))
     halves = next((result["fid_real_halves"] for result in results if "fid_real_halves" in result), None)
     minutes = sum(result["seconds"] for result in [*results, *data.rates]) / 60
+    checked = ", the learning-rate check included" if data.rates else ""
     flow, ddpm = scale.sampling["flow"], scale.sampling["ddpm"]
     command = "make experiments" + ("" if scale.name == "cpu" else f" SCALE={scale.name}")
     when = f"{dates[0]} to {dates[-1]}" if dates else MISSING
@@ -134,7 +135,7 @@ Made by `{command}` from `results/experiments/{scale.name}/`; nothing here is wr
 measured again: `make experiments ARGS="--out FOLDER"` does it all anew, elsewhere.
 
 The models are small and learn digits for a short time: what is found here holds at this scale. {len(results)}
-training runs of the plan are in ({minutes:.0f} minutes of one worker with the rate check; {devices}, {versions},
+training runs of the plan are in ({minutes:.0f} minutes of one worker{checked}; {devices}, {versions},
 {when}). All of them: width {scale.width}, depth {scale.depth}, 4,000 digits of 32x32 pixels in patches of 4 (8 lines
 of 8 tokens) where nothing else is said, {images:,} images in batches of {scale.train["batch_size"]}, AdamW at
 {scale.train["learning_rate"]:g} with a cosine, the same for all families.
