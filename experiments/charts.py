@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from experiments import kernel
 from experiments.summary import Setting
@@ -106,6 +106,7 @@ def draw_scores(settings: list[tuple[str, Setting]], path: Path) -> None:
         axes.grid(alpha=0.3, which="both")
         if key == "fid" and axes.lines and axes.dataLim.x1 > 3 * axes.dataLim.x0 > 0:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_yticks(range(len(settings)), [label for label, _ in settings])
