@@ -13,13 +13,13 @@ import torch
 
 from experiments.plan import Run
 from experiments.probe import probe_model
+from gspn_dit import files
 from gspn_dit.autoencoder import create_autoencoder
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import parse_config
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.demo import distances, draw
 from gspn_dit.evaluation.digits import load_classifier, to_digits
-from gspn_dit.files import replacing
 from gspn_dit.metrics import read_metrics
 from gspn_dit.training import STOPPED, train
 
@@ -105,10 +105,9 @@ def is_measured(path: Path, settings: dict[str, Any]) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a result whole or not at all."""
+    """Write a result whole or not at all, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write((json.dumps(value, indent=1) + "\n").encode())
+    files.write_json(path, value)
 
 
 def main() -> int:

@@ -3,11 +3,12 @@
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gspn_dit.errors import UserError
 
@@ -27,6 +28,20 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none or it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def sync_folder(path: Path) -> None:

@@ -12,8 +12,8 @@ from gspn_dit.config import Config
 from gspn_dit.data import Dataset
 from gspn_dit.diffusion import default_sampler
 from gspn_dit.errors import UserError
+from gspn_dit.files import read_json, write_json
 from gspn_dit.metrics import plot_loss
-from gspn_dit.sample_file import read_json, write_json
 from gspn_dit.sampling import generate, save_grid
 
 Report = Callable[[str], None]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing
+from gspn_dit.files import read_json, replacing, write_json
 
 SHARD = 128
 """Images of a shard: the most that a kill costs each process."""
@@ -33,13 +33,6 @@ def write_samples(path: str | Path, images: np.ndarray, labels: np.ndarray, sett
 def read_settings(path: Path) -> dict | None:
     """The settings stored beside a sample file; None where there are none."""
     return read_json(path.with_suffix(".json"))
-
-
-def read_json(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 class SampleFile:
@@ -165,8 +158,3 @@ def write_npz(
                 entry.write(np.ascontiguousarray(part, dtype=np.uint8).data)
         with archive.open("labels.npy", "w") as entry:
             np.lib.format.write_array(entry, np.asarray(labels, dtype=np.int64))
-
-
-def write_json(path: Path, settings: dict) -> None:
-    with replacing(path) as file:
-        file.write((json.dumps(settings, indent=1) + "\n").encode())

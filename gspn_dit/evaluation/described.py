@@ -5,8 +5,7 @@ from pathlib import Path
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.images import Images
 from gspn_dit.evaluation.references import Reference
-from gspn_dit.files import sha256
-from gspn_dit.sample_file import read_json
+from gspn_dit.files import read_json, sha256
 
 STATED = {
     "labels": (str,),

@@ -67,11 +67,11 @@ class Denoiser(HubMixin, nn.Module):
 
     def residual_ends(self) -> list[nn.Module]:
         """The layers inside the blocks that start at zero."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: the layers are those of the family
 
     def process(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Run the blocks on tokens x (B, H, W, C) with the embedding of t and y, condition (B, C)."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each family arranges its own blocks
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Predict from the noisy latent x (B, C, H, W), its time t (B,) and its label y (B,).
