@@ -88,8 +88,8 @@ def show_attention(row: dict) -> str:
 
 def show_reference(row: dict) -> str:
     return (
-        f"{row['shape']['name']:36} compiled reference / op: forward {row['times_reference_forward']:6.1f}, "
-        f"backward {row['times_reference_backward']:6.1f}"
+        f"{row['shape']['name']:36} reference compiled by the {row['compiled']} / op: "
+        f"forward {row['times_reference_forward']:6.1f}, backward {row['times_reference_backward']:6.1f}"
     )
 
 

@@ -1,10 +1,12 @@
 """The scan itself on a GPU: share of the copy bandwidth, and what it is compared with."""
 
+import contextlib
 import ctypes
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch._functorch.config
@@ -13,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_timing import compile_afresh, median_seconds, rotations
 from benchmarks.scan_cost import WIDE_MAP, Plan, Shape, ideal_bytes, model_shapes, plan_of, scratch_bytes
-from ops import build, gspn_scan_reference
+from ops import build, reference
 
 CODES = [0, 1, 2, 3]
 K = len(CODES)
@@ -198,23 +200,44 @@ def attention_rows(width: int = 1152, heads: int = 16) -> Iterator[dict]:
         yield row
 
 
+@contextlib.contextmanager
+def compiled_reference(as_one: bool) -> Iterator[Callable[..., torch.Tensor]]:
+    """The reference, compiled as one graph or in the step from a line to the next."""
+    if as_one:
+        yield compile_afresh(reference.gspn_scan_reference)
+        return
+    with mock.patch.object(reference, "cross_line", compile_afresh(reference.cross_line)):
+        yield reference.gspn_scan_reference
+
+
+def time_reference(run: Callable[..., torch.Tensor], shape: Shape) -> dict[str, float]:
+    """Microseconds forward and backward, in bfloat16."""
+    inputs = [t.requires_grad_() for t in make_tensors(shape, torch.bfloat16, False)]
+    with torch.no_grad():
+        forward = median_seconds(lambda _: run(*inputs))
+    # A compiled graph gives its buffers away to the backward pass, which could not be repeated.
+    with torch._functorch.config.patch(donated_buffer=False):
+        h = run(*inputs)
+        grad = torch.randn_like(h)
+        backward = median_seconds(lambda _: torch.autograd.grad(h, inputs, grad, retain_graph=True))
+    return {
+        "reference_forward_microseconds": 1e6 * forward,
+        "reference_backward_microseconds": 1e6 * backward,
+    }
+
+
 def compiled_reference_rows() -> Iterator[dict]:
-    """The plain PyTorch scan under torch.compile at the 256-pixel grid."""
-    for shape in (s for s in model_shapes((16,)) if not s.segment):
-        compiled = compile_afresh(gspn_scan_reference)
-        x, lam, logits = (t.requires_grad_() for t in make_tensors(shape, torch.bfloat16, False))
-        row = {"shape": shape._asdict(), "dtype": "bfloat16"}
-        with torch.no_grad():
-            row["reference_forward_microseconds"] = 1e6 * median_seconds(
-                lambda _, run=compiled, inputs=(x, lam, logits): run(*inputs)
-            )
-        # A compiled graph gives its buffers away to the backward pass, which could not be repeated.
-        with torch._functorch.config.patch(donated_buffer=False):
-            h = compiled(x, lam, logits)
-            args = (h, (x, lam, logits), torch.randn_like(h))
-            row["reference_backward_microseconds"] = 1e6 * median_seconds(
-                lambda _, args=args: torch.autograd.grad(*args, retain_graph=True)
-            )
+    """The plain PyTorch scan under torch.compile: as one graph at the 256-pixel grid, else line by line.
+
+    A graph grows with the lines that it unrolls: past 16 it takes minutes to compile, so there the step from a line to
+    the next is compiled, and what is left around it runs eagerly.
+    """
+    for shape in (s for s in model_shapes() if not s.segment):
+        as_one = shape.height == 16
+        row = {"shape": shape._asdict(), "dtype": "bfloat16", "compiled": "scan" if as_one else "line"}
+        with compiled_reference(as_one) as run:
+            row |= time_reference(run, shape)
+        torch.cuda.empty_cache()
         for name, backward in (("forward", False), ("backward", True)):
             op = 1e6 * time_scan(shape, torch.bfloat16, backward)
             row[f"times_reference_{name}"] = row[f"reference_{name}_microseconds"] / op

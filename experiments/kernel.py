@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from tqdm import tqdm
 
+from experiments.summary import quartiles
 from experiments.train_run import environment, is_measured, write_json
 from gspn_dit.models.mixers import create_mixer
 from gspn_dit.models.settings import resolve_settings
@@ -35,6 +36,7 @@ SETTINGS = {
         "scan_pixels": [256, 512, 1024, 2048, 4096, 8192, 16384],
         "scan_channels": 16,
         "seconds": 3.0,
+        "rounds": 15,
     },
     "gpu": {
         "width": 384,
@@ -43,6 +45,7 @@ SETTINGS = {
         "scan_pixels": [256, 512, 1024, 2048, 4096, 8192, 16384],
         "scan_channels": 64,
         "seconds": 1.0,
+        "rounds": 15,
     },
     "mini": {
         "width": 16,
@@ -51,9 +54,10 @@ SETTINGS = {
         "scan_pixels": [64, 256],
         "scan_channels": 2,
         "seconds": 0.01,
+        "rounds": 15,
     },
 }
-"""`attention_to`: the largest image at which attention's time is measured; `seconds`: time for a median."""
+"""`attention_to`: the largest image at which attention's time is measured; `seconds`, `rounds`: the most for a median."""
 
 
 def run(scale: str, path: Path) -> None:
@@ -70,6 +74,7 @@ def run(scale: str, path: Path) -> None:
             "dtype": "bfloat16" if cuda else "float32",
             "threads": torch.get_num_threads(),
             "memory": "torch.cuda.max_memory_allocated" if cuda else "tensors counted on fake tensors",
+            "parameters": {part: parameters_of(name, settings["width"]) for part, name in MIXERS.items()},
             "rows": rows,
             **environment(),
         },
@@ -87,12 +92,12 @@ def measure_mixers(settings: dict[str, Any]) -> list[dict[str, Any]]:
                 continue
             step = mixer_step(name, settings["width"], side)
             timers |= {(part, mode): (lambda step=step, mode=mode: step(mode)) for mode in MODES}
-        seconds = median_seconds(timers, settings["seconds"])
+        times = take_turns(timers, settings)
         for part, name in MIXERS.items():
             make = functools.partial(mixer_step, name, settings["width"], side)
             for mode in MODES:
                 rows.append(
-                    row_of(part, pixels, mode, seconds.get((part, mode))) | {"bytes": peak_bytes(make, mode)}
+                    row_of(part, pixels, mode, times.get((part, mode))) | {"bytes": peak_bytes(make, mode)}
                 )
     return rows
 
@@ -103,20 +108,23 @@ def measure_scan(settings: dict[str, Any]) -> list[dict[str, Any]]:
     for pixels in tqdm(settings["scan_pixels"], desc="scan", unit="size"):
         side = pixels // PIXELS_PER_TOKEN
         step = scan_step(settings["scan_channels"], side)
-        seconds = median_seconds(
-            {mode: lambda mode=mode, step=step: step(mode) for mode in MODES}, settings["seconds"]
-        )
+        times = take_turns({mode: lambda mode=mode, step=step: step(mode) for mode in MODES}, settings)
         for mode in MODES:
             rows.append(
-                row_of("scan", pixels, mode, seconds[mode])
+                row_of("scan", pixels, mode, times[mode])
                 | {"bytes": peak_bytes(lambda side=side: scan_step(settings["scan_channels"], side), mode)}
             )
     return rows
 
 
-def row_of(part: str, pixels: int, mode: str, seconds: float | None) -> dict[str, Any]:
+def row_of(part: str, pixels: int, mode: str, times: list[float] | None) -> dict[str, Any]:
+    """A size of a part: the median of its times with their quartiles, None where it is not timed."""
     tokens = (pixels // PIXELS_PER_TOKEN) ** 2
-    return {"part": part, "pixels": pixels, "tokens": tokens, "mode": mode, "seconds": seconds}
+    row = {"part": part, "pixels": pixels, "tokens": tokens, "mode": mode}
+    if times is None:
+        return row | {"seconds": None}
+    low, high = quartiles(times)
+    return row | {"seconds": statistics.median(times), "low": low, "high": high, "rounds": len(times)}
 
 
 def device_and_dtype() -> tuple[torch.device, torch.dtype]:
@@ -130,9 +138,8 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
 def mixer_step(name: str, width: int, side: int) -> "Step":
     """A step of a mixer of size S on random tokens (1, side, side, width)."""
     device, dtype = device_and_dtype()
-    settings = resolve_settings(name, width=width)
     with torch.device(device):
-        mixer = create_mixer(settings, settings.segment_of(0))
+        mixer = make_mixer(name, width)
         for module in mixer.modules():
             if hasattr(module, "initialize_weights"):
                 module.initialize_weights()
@@ -140,6 +147,16 @@ def mixer_step(name: str, width: int, side: int) -> "Step":
         mixer.to(dtype)
     x = torch.randn(1, side, side, width, device=device, dtype=dtype).requires_grad_()
     return Step(mixer, (x,), [x, *mixer.parameters()])
+
+
+def make_mixer(name: str, width: int) -> nn.Module:
+    settings = resolve_settings(name, width=width)
+    return create_mixer(settings, settings.segment_of(0))
+
+
+def parameters_of(name: str, width: int) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in make_mixer(name, width).parameters())
 
 
 def scan_step(channels: int, side: int) -> "Step":
@@ -169,15 +186,15 @@ class Step:
         return out
 
 
-def median_seconds(calls: dict[Any, Callable[[], object]], budget: float) -> dict[Any, float]:
-    """Median seconds of each call, in turns, after a first one that is not counted; at most 15 rounds."""
+def take_turns(calls: dict[Any, Callable[[], object]], settings: dict[str, Any]) -> dict[Any, list[float]]:
+    """Seconds of each call in each round, in turns, after a first round that is not counted; three rounds at least."""
     first = {key: seconds_of(call) for key, call in calls.items()}
-    rounds = int(max(1, min(15, budget / max(sum(first.values()), 1e-9))))
+    affordable = settings["seconds"] / max(sum(first.values()), 1e-9)
     times = {key: [] for key in calls}
-    for _ in range(rounds):
+    for _ in range(int(max(3, min(settings["rounds"], affordable)))):
         for key, call in calls.items():
             times[key].append(seconds_of(call))
-    return {key: statistics.median(values) for key, values in times.items()}
+    return times
 
 
 def seconds_of(call: Callable[[], object]) -> float:

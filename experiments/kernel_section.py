@@ -7,6 +7,9 @@ from experiments import charts, kernel
 from experiments.sections import MISSING, Data, Section, table
 
 
+NAMES = {"gspn": "GSPN module", "attention": "attention", "scan": "scan alone"}
+
+
 def kernel_section(data: Data, folder: Path) -> Section:
     record = data.kernel
     question = (
@@ -20,9 +23,11 @@ def kernel_section(data: Data, folder: Path) -> Section:
         f"{record['device']}, "
         f"{record['threads']} threads, torch {record['torch']}, {record['date']}; a token is 16 pixels "
         f"wide. The scan alone "
-        f"has {record['settings']['scan_channels']} channels and one group. Memory: {record['memory']}, "
-        f"weights included. "
-        f"No training: no seeds. Attention's time beyond {record['settings']['attention_to']} pixels is "
+        f"has {record['settings']['scan_channels']} channels and one group. Parameters: "
+        f"{record['parameters']['gspn']:,} in the GSPN module, {record['parameters']['attention']:,} in attention, none "
+        f"in the scan. Times are medians of up to {record['settings']['rounds']} rounds, three at least, in which all "
+        f"take turns, with the quartiles. Memory: {record['memory']}, weights included. "
+        f"No training: no seeds, no images. Attention's time beyond {record['settings']['attention_to']} pixels is "
         f"extrapolated as "
         "a N + b N² (in brackets). Attention is torch's fused one, which keeps no N x N matrix."
     )
@@ -38,30 +43,24 @@ def kernel_section(data: Data, folder: Path) -> Section:
 
 
 def kernel_tables(record: dict[str, Any]) -> list[str]:
-    rows = []
-    for pixels in sorted({row["pixels"] for row in record["rows"]}):
-        cells = [f"{pixels}", f"{(pixels // kernel.PIXELS_PER_TOKEN) ** 2:,}"]
-        for part in ("gspn", "attention", "scan"):
-            for mode, key in (("forward", "seconds"), ("both", "seconds"), ("both", "bytes")):
-                cells.append(kernel_cell(record, part, mode, key, pixels))
-        rows.append(cells)
-    parts = [
-        f"{part}: {what}"
-        for part in ("GSPN module", "attention", "scan alone")
-        for what in ("forward", "both", "memory")
-    ]
+    measures = {
+        "forward, ms": ("forward", "seconds"),
+        "forward and backward, ms": ("both", "seconds"),
+        "memory of both, MiB": ("both", "bytes"),
+    }
+    tables = []
+    for title, (mode, key) in measures.items():
+        rows = []
+        for pixels in sorted({row["pixels"] for row in record["rows"]}):
+            cells = [kernel_cell(record, part, mode, key, pixels) for part in NAMES]
+            rows.append([f"{pixels}", f"{(pixels // kernel.PIXELS_PER_TOKEN) ** 2:,}", *cells])
+        tables.append(table(["pixels", "tokens", *(f"{name}: {title}" for name in NAMES.values())], rows))
     exponents = [
-        [
-            part,
-            *(
-                format_exponent(record, part, mode, key)
-                for mode, key in (("forward", "seconds"), ("both", "seconds"), ("both", "bytes"))
-            ),
-        ]
-        for part in ("gspn", "attention", "scan")
+        [name, *(format_exponent(record, part, mode, key) for mode, key in measures.values())]
+        for part, name in NAMES.items()
     ]
     return [
-        table(["pixels", "tokens", *parts], rows),
+        *tables,
         "Exponents in the number of tokens, fitted over the measured sizes (in brackets: between the two largest):",
         table(["part", "forward", "forward and backward", "memory"], exponents),
     ]
@@ -73,10 +72,11 @@ def kernel_cell(record: dict[str, Any], part: str, mode: str, key: str, pixels: 
     if row is None:
         return ""
     if key == "bytes":
-        return f"{row['bytes'] / 2**20:,.1f} MiB"
+        return f"{row['bytes'] / 2**20:,.1f}"
     if row["seconds"] is None:
-        return f"({1e3 * kernel.extrapolated(rows, row['tokens']):,.0f} ms)"
-    return f"{1e3 * row['seconds']:,.2f} ms"
+        return f"({1e3 * kernel.extrapolated(rows, row['tokens']):,.0f})"
+    median, low, high = (1e3 * row[key] for key in ("seconds", "low", "high"))
+    return f"{median:,.2f} [{low:,.2f} to {high:,.2f}]"
 
 
 def format_exponent(record: dict[str, Any], part: str, mode: str, key: str) -> str:

@@ -151,7 +151,7 @@ apart; else there is *no difference*. Some 5 % of equal settings would pass: one
 
 def score_table(data: Data, experiment: str, base: str | None = BASE, speed: bool = False) -> str:
     """The runs of an experiment: seeds, images, parameters, scores, and whether they differ from the base."""
-    head = ["setting", "seeds", "images", "parameters", "FID", "KID x 1000", "class accuracy", "diverged"]
+    head = ["setting", *SEEN, "FID", "KID x 1000", "class accuracy", "diverged"]
     head += ["FID against the first"] if base else []
     head += ["training speed", "sampling speed"] if speed else []
     rows = []
@@ -160,12 +160,9 @@ def score_table(data: Data, experiment: str, base: str | None = BASE, speed: boo
         if setting is None:
             rows.append([LABELS[name], "0", *[MISSING] * (len(head) - 2)])
             continue
-        parameters = setting.one("parameters")
         row = [
             LABELS[name],
-            str(len(setting.results)),
-            f"{setting.one('images'):,}",
-            f"{parameters:,}" if parameters else MISSING,
+            *seen(setting),
             show(setting.get("fid")) + survivors(setting),
             show(setting.get("kid"), 1, 1000),
             show(setting.get("accuracy"), 3),
@@ -176,6 +173,21 @@ def score_table(data: Data, experiment: str, base: str | None = BASE, speed: boo
         row += [data.speed(name, "training"), data.speed(name, "sampling")] if speed else []
         rows.append(row)
     return table(head, rows)
+
+
+SEEN = ("seeds", "images", "parameters")
+
+
+def seen(setting: Setting | None) -> list[str]:
+    """The columns that every table of trainings has: seeds, images seen, parameters."""
+    if setting is None:
+        return ["0", MISSING, MISSING]
+    parameters = setting.one("parameters")
+    return [
+        str(len(setting.results)),
+        f"{setting.one('images'):,}",
+        f"{parameters:,}" if parameters else MISSING,
+    ]
 
 
 def survivors(setting: Setting) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from experiments import charts
 from experiments.plan import BASE
 from experiments.sections import LABELS, MISSING, Data, Section, score_table, table
+from experiments.summary import Values
 from experiments.training_sections import runs_setup
 
 TITLE = "Stability-Context Condition"
@@ -32,7 +33,8 @@ def stability_section(data: Data, folder: Path) -> Section:
         setup = (
             f"Without training: {max(s['lines'])} lines of {s['positions']} positions, {record['dtype']}, "
             f"random logits of the "
-            f"standard deviation given, {len(s['seeds'])} seeds, means over them; h is the largest |h| for "
+            f"standard deviation given, {len(s['seeds'])} seeds: means over them ± half the range where they differ in the three digits "
+            f"shown (weights of logits 0 are the same for every seed); h is the largest |h| for "
             f"inputs in [-1, 1] and "
             "lam = 1, the gradient's 1-norm starts at 1. The transposed product has the 1-norm of the "
             "product as its max-norm, "
@@ -83,22 +85,17 @@ def norm_table(record: dict[str, Any]) -> str:
         label = f"row sums {row_sum:g}" if normalization == "none" else normalization
         for count in shown:
             rows = rows_at(record, count, normalization=normalization, logit_std=std, row_sum=row_sum)
-            means = [
-                mean(rows, key)
-                for key in ("max_norm", "one_norm", "spectral_norm", "h", "gradient", "impulse_std")
-            ]
-            cells = [f"{value:.3g}" for value in means]
-            body.append(
-                [
-                    label,
-                    f"{std:g}",
-                    str(count),
-                    *cells,
-                    f"{mean(rows, 'impulse_width'):.0f}",
-                    f"{(2 * count / 3) ** 0.5:.3g}",
-                ]
-            )
+            keys = ("max_norm", "one_norm", "spectral_norm", "h", "gradient", "impulse_std", "impulse_width")
+            cells = [mean_and_spread([row[key] for row in rows]) for key in keys]
+            body.append([label, f"{std:g}", str(count), *cells, f"{(2 * count / 3) ** 0.5:.3g}"])
     return table(head, body)
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """The mean to three digits, and half the range over the seeds where these differ in them."""
+    found = Values(tuple(values))
+    differs = len({f"{value:.3g}" for value in values}) > 1
+    return f"{found.mean:.3g} ± {found.half_range:.1g}" if differs else f"{found.mean:.3g}"
 
 
 def mean(rows: list[dict[str, Any]], key: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ class Values:
     @property
     def deviation(self) -> float:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The lower and the upper quartile, each one of the values."""
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return ordered[quarter], ordered[-1 - quarter]
 
 
 def differ(a: Values, b: Values, seeds: int = 3) -> bool | None:

@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.plan import BASE, VARIANTS, Scale, Variant, make_run
+from experiments.summary import quartiles
 from experiments.train_run import environment, is_measured, write_json
 from gspn_dit.models import create_model
 
@@ -65,13 +66,13 @@ def measure(scale: Scale) -> list[dict]:
 
 def summary(seconds: list[float], base: list[float], images: int) -> dict[str, float]:
     """Images per second, and its ratio to the base's: the median of the rounds' ratios, with their quartiles."""
-    ratios = sorted(b / s for s, b in zip(seconds, base, strict=True))
-    quarter = len(ratios) // 4
+    ratios = [b / s for s, b in zip(seconds, base, strict=True)]
+    low, high = quartiles(ratios)
     return {
         "images_per_second": images / statistics.median(seconds),
         "ratio": statistics.median(ratios),
-        "low": ratios[quarter],
-        "high": ratios[-1 - quarter],
+        "low": low,
+        "high": high,
     }
 
 

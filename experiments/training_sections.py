@@ -4,8 +4,8 @@ from pathlib import Path
 
 from experiments import charts
 from experiments.plan import BASE, DIT
-from experiments.sections import LABELS, MISSING, Data, Section, score_table, show, table
-from experiments.summary import compare
+from experiments.sections import LABELS, MISSING, SEEN, Data, Section, score_table, seen, show, table
+from experiments.summary import Values, compare
 
 LEGIBLE = 0.3
 """Class accuracy below which samples are not digits yet; chance is 0.1."""
@@ -112,8 +112,8 @@ def probe_table(data: Data) -> str:
     for name in PROBED:
         setting = data.settings.get(name)
         cells = [show(setting.get(f"probe.{key}"), 3) if setting else MISSING for key in keys]
-        rows.append([LABELS[name], str(len(setting.results) if setting else 0), *cells])
-    head = ["R² of position", "seeds", "digits", "digits, with squares", "noise", "noise, with squares"]
+        rows.append([LABELS[name], *seen(setting), *cells])
+    head = ["R² of position", *SEEN, "digits", "digits, with squares", "noise", "noise, with squares"]
     return table(head, rows)
 
 
@@ -132,11 +132,13 @@ def untrained_table(data: Data) -> str:
         [
             part,
             str(len(values["linear"])),
-            *(f"{sum(v) / len(v):.3f} ± {(max(v) - min(v)) / 2:.3f}" for v in values.values()),
+            "0",
+            f"{data.untrained['parameters'][part]:,}",
+            *(show(Values(tuple(v)), 3) for v in values.values()),
         ]
         for part, values in untrained_rows(data).items()
     ]
-    return table(["untrained, on white noise: R² of position", "draws", "outputs", "with squares"], rows)
+    return table(["untrained, on white noise: R² of position", *SEEN, "outputs", "with squares"], rows)
 
 
 def probe_answer(data: Data) -> str:
@@ -237,11 +239,11 @@ def rate_scores(data: Data) -> dict[str, dict[float, float]]:
 
 def rate_table(data: Data) -> str:
     scores = rate_scores(data)
-    rows = [
-        [LABELS[variant], *(f"{fids[r]:.2f}" if r in fids else MISSING for r in data.scale.learning_rates)]
-        for variant, fids in scores.items()
-    ]
-    head = ["FID of one seed at the learning rate", *(f"{rate:g}" for rate in data.scale.learning_rates)]
+    rows = []
+    for variant, fids in scores.items():
+        cells = [f"{fids[r]:.2f}" if r in fids else MISSING for r in data.scale.learning_rates]
+        rows.append([LABELS[variant], "1", *seen(data.settings.get(variant))[1:], *cells])
+    head = ["FID at the learning rate", *SEEN, *(f"{rate:g}" for rate in data.scale.learning_rates)]
     return table(head, rows)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from experiments.plan import SCALES
-from experiments.probe import probe_untrained
+from experiments.probe import probe_untrained, untrained_parts
 from experiments.train_run import environment, is_measured, write_json
 
 
@@ -13,4 +13,6 @@ def run(scale: str, path: Path) -> None:
     if is_measured(path, settings):
         return
     rows = probe_untrained(settings["images"], width=settings["width"])
-    write_json(path, {"settings": settings, "rows": rows, **environment()})
+    parts = untrained_parts(settings["width"])
+    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    write_json(path, {"settings": settings, "parameters": parameters, "rows": rows, **environment()})

@@ -66,12 +66,16 @@ def _scan(lines: torch.Tensor, weights: torch.Tensor, segment: int) -> torch.Ten
     for t in range(lines.shape[1]):
         state = lines[:, t]
         starts = t == 0 or (segment > 0 and t % segment == 0)
-        if not starts:
-            padded = F.pad(states[-1], (0, 0, 1, 1))  # (B, N + 2, C): position n sits at n + 1
-            for d in range(3):
-                state = state + weights[:, t, :, d] * padded[:, d : d + lines.shape[2]]
-        states.append(state)
+        states.append(state if starts else cross_line(state, weights[:, t], states[-1]))
     return torch.stack(states, dim=1) if states else lines
+
+
+def cross_line(line: torch.Tensor, weights: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """One line (B, N, C) plus the state before it (B, N, C) as its weights (B, N, 3, C) pass it on."""
+    padded = F.pad(state, (0, 0, 1, 1))  # (B, N + 2, C): position n sits at n + 1
+    for d in range(3):
+        line = line + weights[:, :, d] * padded[:, d : d + line.shape[1]]
+    return line
 
 
 def _to_scan_order(image: torch.Tensor, direction: str) -> torch.Tensor:

@@ -62,7 +62,7 @@ void forward_direction(const ScanShape& s, const ForwardTensors& tensors, const 
   const S* lam = static_cast<const S*>(tensors.lam) + at.lam_start;
   const S* logits = static_cast<const S*>(tensors.logits) + at.logits_start;
   S* h = static_cast<S*>(tensors.h) + at.lam_start;
-  Rows<T> previous(walk.length + 2, at.channels), current(walk.length + 2, at.channels);
+  Lines<T> lines(walk.length, at.channels);
   Rows<T> of_group(3, at.groups), of_channel(3, at.channels);
   const T* const w[3] = {of_channel[0], of_channel[1], of_channel[2]};
   // Far enough ahead to hide the memory's latency behind some 16 vectors of work.
@@ -70,6 +70,7 @@ void forward_direction(const ScanShape& s, const ForwardTensors& tensors, const 
 
   for (int64_t t = 0; t < walk.count; t++) {
     const bool starts = t == 0 || (s.segment > 0 && t % s.segment == 0);
+    lines.advance();
     for (int64_t n = 0; n < walk.length; n++) {
       const int64_t pixel = walk.pixel(t, n), next = walk.ahead(t, n, ahead);
       const ForwardRow<S> row{x + pixel * at.x_pixel,
@@ -80,10 +81,10 @@ void forward_direction(const ScanShape& s, const ForwardTensors& tensors, const 
                               lam + next * at.lam_pixel,
                               logits + next * at.logits_pixel,
                               h + next * at.lam_pixel,
-                              previous[n],
-                              previous[n + 1],
-                              previous[n + 2],
-                              current[n + 1]};
+                              lines.last(n - 1),
+                              lines.last(n),
+                              lines.last(n + 1),
+                              lines.next(n)};
       if (starts) {
         start_row(row, at);
         continue;
@@ -102,7 +103,6 @@ void forward_direction(const ScanShape& s, const ForwardTensors& tensors, const 
       else
         forward_row<S, PerChannel>(row, at, normalization, exists, s.past_caches, w);
     }
-    previous.swap(current);
   }
   stream_fence();
 }

@@ -32,6 +32,31 @@ struct Rows {
   }
 };
 
+// The states of the last line and of the next in the space of little more than one: position n of the next line takes
+// the place of position n - 1 of the last, which nothing after n reads. So lines move down by a row each, and up again
+// where the space ends. Positions -1 and `length` of the last line are zeros.
+template <typename T>
+class Lines {
+ public:
+  Lines(int64_t length, int64_t width) : rows_(2 * length + 5, width), length_(length), first_(length + 3) {}
+  // Call before each line: what was the next one becomes the last.
+  void advance() {
+    if (first_ == 1) {
+      std::memcpy(rows_[length_ + 3], rows_[1], length_ * rows_.stride * sizeof(T));
+      first_ = length_ + 3;
+    }
+    rows_.clear(first_ - 1, 1);
+    rows_.clear(first_ + length_, 1);
+    first_--;
+  }
+  T* last(int64_t n) { return rows_[first_ + 1 + n]; }
+  T* next(int64_t n) { return rows_[first_ + n]; }
+
+ private:
+  Rows<T> rows_;
+  int64_t length_, first_;
+};
+
 template <typename T>
 GSPN_INLINE void expand_groups(const T* of_group, int64_t groups, int64_t heads, T* of_channel) {
   for (int64_t g = 0; g < groups; g++)

@@ -101,6 +101,17 @@ def test_memory_counts_the_tensors_of_a_step():
     assert kernel.peak_bytes(make, "both") >= 2 * (x + lam + logits + lam)
 
 
+def test_a_time_is_a_median_with_quartiles_of_three_rounds_at_least():
+    calls = []
+    slow = {"first": lambda: calls.append("first"), "second": lambda: calls.append("second")}
+    times = kernel.take_turns(slow, {"seconds": 0.0, "rounds": 15})
+    assert calls == ["first", "second"] * 4  # one round is not counted
+    assert [len(values) for values in times.values()] == [3, 3]
+    assert len(kernel.take_turns(slow, {"seconds": 1e9, "rounds": 5})["first"]) == 5
+    row = kernel.row_of("scan", 32, "forward", [3.0, 1.0, 9.0, 2.0])
+    assert (row["tokens"], row["seconds"], row["low"], row["high"], row["rounds"]) == (4, 2.5, 2.0, 3.0, 4)
+
+
 def test_ratios_are_medians_of_rounds():
     row = throughput.summary([2.0, 4.0, 2.0], [1.0, 1.0, 4.0], images=8)
     assert row["ratio"] == 0.5

@@ -9,8 +9,8 @@ from experiments import kernel
 from experiments.plan import EXPERIMENTS, SCALES, VARIANTS, make_run, training_runs
 from experiments.report import write_report
 from experiments.sections import Data, show, survivors
-from experiments.stability_section import reach_power, spread_free
-from experiments.summary import Setting, Values, compare, differ, load_settings, sentence
+from experiments.stability_section import mean_and_spread, reach_power, spread_free
+from experiments.summary import Setting, Values, compare, differ, load_settings, quartiles, sentence
 from experiments.train_run import is_measured, write_json
 
 SCALE = dataclasses.replace(SCALES["mini"], seeds=(0, 1, 2))
@@ -107,6 +107,17 @@ def test_the_report_turns_with_the_numbers(tmp_path):
     assert "10.10 ± 0.10" in section_of(better, "GSPN against DiT")
 
 
+def test_every_table_of_trainings_states_seeds_images_and_parameters(tmp_path):
+    lines = report_of(tmp_path, {variant.name: 10.0 for variant in VARIANTS}).splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("| ") and lines[i + 1].startswith("| ---")]
+    tables = [i for i in heads if "| seeds | images | parameters |" in lines[i] and "untrained" not in lines[i]]
+    assert len(tables) == 7  # the scores of five experiments, the probe, the learning rates
+    for head in tables:
+        row = lines[head + 2]
+        assert row.startswith("| GSPN-DiT |")
+        assert row.split(" | ")[2:4] == ["32", "100"], row
+
+
 def test_samples_that_are_not_digits_yet_are_named(tmp_path):
     legible = report_of(tmp_path / "a", {"gspn": 10.0, "dit": 20.0}, accuracy=0.31)
     not_yet = report_of(tmp_path / "b", {"gspn": 10.0, "dit": 20.0}, accuracy=0.29)
@@ -153,6 +164,18 @@ def test_speeds_differ_when_the_quartiles_are_on_one_side():
     assert data.speed_in_words("gspn-local-2").endswith("no difference")
     assert data.speed_in_words("identity").endswith("0.80 times")
     assert data.speed_in_words("gspn-groups-1").endswith("not measured")
+
+
+def test_norms_are_shown_with_their_spread_over_the_seeds():
+    assert mean_and_spread([1.0, 1.0 + 1e-12]) == "1"
+    assert mean_and_spread([1.0, 2.0, 6.0]) == "3 ± 2"
+    assert mean_and_spread([1e90, 3e90]) == "2e+90 ± 1e+90"
+
+
+def test_quartiles_are_values_that_were_seen():
+    assert quartiles([4.0, 1.0, 3.0, 2.0]) == (2.0, 3.0)
+    assert quartiles([9.0, 1.0, 5.0]) == (1.0, 9.0)
+    assert quartiles([7.0]) == (7.0, 7.0)
 
 
 def test_reach_is_the_slope_of_what_was_measured():
