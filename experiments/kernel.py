@@ -57,7 +57,7 @@ SETTINGS = {
         "rounds": 15,
     },
 }
-"""`attention_to`: the largest image at which attention's time is measured; `seconds`, `rounds`: the most for a median."""
+"""`attention_to`: the largest image at which attention is timed; `seconds`, `rounds`: the most for a median."""
 
 
 def run(scale: str, path: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 from experiments import charts, kernel
 from experiments.sections import MISSING, Data, Section, table
 
-
 NAMES = {"gspn": "GSPN module", "attention": "attention", "scan": "scan alone"}
 
 
@@ -24,9 +23,10 @@ def kernel_section(data: Data, folder: Path) -> Section:
         f"{record['threads']} threads, torch {record['torch']}, {record['date']}; a token is 16 pixels "
         f"wide. The scan alone "
         f"has {record['settings']['scan_channels']} channels and one group. Parameters: "
-        f"{record['parameters']['gspn']:,} in the GSPN module, {record['parameters']['attention']:,} in attention, none "
-        f"in the scan. Times are medians of up to {record['settings']['rounds']} rounds, three at least, in which all "
-        f"take turns, with the quartiles. Memory: {record['memory']}, weights included. "
+        f"{record['parameters']['gspn']:,} in the GSPN module, {record['parameters']['attention']:,} in "
+        "attention, none in the scan. Times are medians, with the quartiles, of up to "
+        f"{record['settings']['rounds']} rounds, three at least, in which all take turns. "
+        f"Memory: {record['memory']}, weights included. "
         f"No training: no seeds, no images. Attention's time beyond {record['settings']['attention_to']} pixels is "
         f"extrapolated as "
         "a N + b N² (in brackets). Attention is torch's fused one, which keeps no N x N matrix."

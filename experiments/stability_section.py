@@ -31,14 +31,11 @@ def stability_section(data: Data, folder: Path) -> Section:
         tables, pictures, answers = [norm_table(record)], ["stability.png"], norm_answers(record)
         s = record["settings"]
         setup = (
-            f"Without training: {max(s['lines'])} lines of {s['positions']} positions, {record['dtype']}, "
-            f"random logits of the "
-            f"standard deviation given, {len(s['seeds'])} seeds: means over them ± half the range where they differ in the three digits "
-            f"shown (weights of logits 0 are the same for every seed); h is the largest |h| for "
-            f"inputs in [-1, 1] and "
-            "lam = 1, the gradient's 1-norm starts at 1. The transposed product has the 1-norm of the "
-            "product as its max-norm, "
-            "and its max-norm as its 1-norm"
+            f"Without training: {max(s['lines'])} lines of {s['positions']} positions, {record['dtype']}, random "
+            f"logits of the standard deviation given, {len(s['seeds'])} seeds: means over them ± half the range "
+            "where they differ in the three digits shown (weights of logits 0 are the same for every seed); h is "
+            "the largest |h| for inputs in [-1, 1] and lam = 1, the gradient's 1-norm starts at 1. The transposed "
+            "product has the 1-norm of the product as its max-norm, and its max-norm as its 1-norm"
         )
     training = training_answer(data)
     return Section(

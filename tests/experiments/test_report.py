@@ -110,7 +110,9 @@ def test_the_report_turns_with_the_numbers(tmp_path):
 def test_every_table_of_trainings_states_seeds_images_and_parameters(tmp_path):
     lines = report_of(tmp_path, {variant.name: 10.0 for variant in VARIANTS}).splitlines()
     heads = [i for i, line in enumerate(lines) if line.startswith("| ") and lines[i + 1].startswith("| ---")]
-    tables = [i for i in heads if "| seeds | images | parameters |" in lines[i] and "untrained" not in lines[i]]
+    tables = [
+        i for i in heads if "| seeds | images | parameters |" in lines[i] and "untrained" not in lines[i]
+    ]
     assert len(tables) == 7  # the scores of five experiments, the probe, the learning rates
     for head in tables:
         row = lines[head + 2]
