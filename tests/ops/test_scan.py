@@ -153,6 +153,19 @@ def test_rows_sum_to_one(device):
     assert_near(gspn_scan(x, lam, logits, ("down",)), torch.ones(1, 9, 9, 1, 4), "h")
 
 
+@pytest.mark.parametrize("segment", [4, 6])
+@pytest.mark.parametrize("groups", [1, 16])
+def test_what_is_not_finite_stays_in_its_segment(groups, segment, device):
+    """Places of working memory that held the states of another segment are not read as the map's border."""
+    x, lam, logits = (t.detach() for t in make_inputs(1, 40, 5, 16, groups, 1, torch.float32, device))
+    settings = {"directions": ("down",), "segment": segment}
+    expected = gspn_scan(x, lam, logits, **settings)
+    x[:, :segment] = torch.nan
+    h = gspn_scan(x, lam, logits, **settings)
+    assert h[:, :segment].isnan().all()
+    assert torch.equal(h[:, segment:], expected[:, segment:])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_empty_batch(dtype, device):
     skip_unsupported(dtype, device)
