@@ -206,7 +206,9 @@ def compiled_reference(as_one: bool) -> Iterator[Callable[..., torch.Tensor]]:
     if as_one:
         yield compile_afresh(reference.gspn_scan_reference)
         return
-    with mock.patch.object(reference, "cross_line", compile_afresh(reference.cross_line)):
+    step = compile_afresh(reference.cross_line)
+    # One compilation for each layout of the lines, by direction and by whether gradients are wanted.
+    with torch._dynamo.config.patch(recompile_limit=64), mock.patch.object(reference, "cross_line", step):
         yield reference.gspn_scan_reference
 
 

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 
+from benchmarks.gpu_scans import compiled_reference
 from ops import gspn_scan, gspn_scan_reference
 from ops.arguments import DIRECTIONS, NORMALIZATIONS
 from tests.ops.cases import make_inputs
@@ -69,3 +70,10 @@ def test_missing_neighbours_have_no_weight():
     logits = torch.full((1, 1, 5, 1, 3, 1), -50.0, dtype=torch.float64)
     h = gspn_scan_reference(x, lam, logits, ("right",))
     assert torch.equal(h, torch.ones_like(h))
+
+
+def test_the_reference_compiled_by_the_line_is_the_reference():
+    inputs = make_inputs(1, 5, 5, 8, 8, 4, torch.float32)
+    with compiled_reference(as_one=False) as run:
+        h = run(*inputs)
+    assert_near(h, gspn_scan_reference(*(t.double() for t in inputs)), "h")
