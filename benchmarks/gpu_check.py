@@ -90,13 +90,20 @@ def first_line(command: list[str]) -> str | None:
     return text.strip().split("\n")[0]
 
 
+def compiler_version() -> str | None:
+    """The nvcc that built the library; None where a build has left no record that can be read."""
+    try:
+        return json.loads((ROOT / "ops" / "lib" / "build.json").read_text())["nvcc"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def record(outcomes: dict[str, str], results: Path) -> None:
     """Add the outcomes to the benchmark's results, with what they were had with: written aside and renamed."""
-    built = ROOT / "ops" / "lib" / "build.json"
     found = json.loads(results.read_text()) if results.exists() else {}
     found["check"] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "nvcc": json.loads(built.read_text())["nvcc"] if built.exists() else None,
+        "nvcc": compiler_version(),
         "driver": first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
         "outcomes": outcomes,
     }

@@ -79,9 +79,12 @@ def compile_baselines(folder: Path, architecture: str) -> ctypes.CDLL:
     source = Path(__file__).with_name("baseline_scan.cu")
     library = folder / "libbaseline.so"
     command = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", f"-arch={architecture}", "-shared"]
-    subprocess.run(
-        [*command, "-Xcompiler=-fPIC", str(source), "-o", str(library)], check=True, capture_output=True
-    )
+    command += ["-Xcompiler=-fPIC", str(source), "-o", str(library)]
+    # nvcc 13.0 looks for its libraries where PyPI's wheels have none, not in what build.py has laid out for it.
+    command += [f"-L{home / name}" for name in ("lib64", "lib")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"the baselines do not compile:\n{result.stdout}{result.stderr}")
     return ctypes.CDLL(str(library))
 
 

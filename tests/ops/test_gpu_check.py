@@ -96,6 +96,17 @@ def test_what_is_not_installed_has_no_first_line():
     assert gpu_check.first_line(["echo", "580.1"]) == "580.1"
 
 
+@pytest.mark.parametrize(
+    "text, version", [('{"nvcc": "13.0"}', "13.0"), ('{"nvcc":', None), ("{}", None), (None, None)]
+)
+def test_a_broken_record_of_the_build_names_no_compiler(text, version, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    (tmp_path / "ops" / "lib").mkdir(parents=True)
+    if text is not None:
+        (tmp_path / "ops" / "lib" / "build.json").write_text(text)
+    assert gpu_check.compiler_version() == version
+
+
 def test_one_step_alone(run):
     assert run({"build": 0, "tests": 0}, "--only", "tests")[:2] == (0, ["tests"])
     status, done, said = run({"build": 0}, "--only", "tets")
