@@ -6,6 +6,7 @@ A released folder also has the run's config.yaml and a state.json: `load_model`,
 it or its hub id in place of a run.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gspn_dit import errors
-from gspn_dit.config import Config, save_config
+from gspn_dit.config import Config, load_config, save_config
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing, sha256
 
@@ -46,7 +47,7 @@ prediction = model(x, t, y)  # x (B, {channels}, {size}, {size}); t (B,); y (B,)
 TRAINING = """
 The averaged (EMA) weights after {step:,} steps, {images_seen:,} images, of objective `{objective}`. Samples:
 
-    python sample.py FOLDER_OR_HUB_ID --out grid.png
+    python sample.py FOLDER_OR_HUB_ID {vae}--out grid.png
 """
 
 
@@ -101,6 +102,7 @@ def release(run: str | Path, folder: str | Path) -> Path:
 
     folder = Path(folder)
     model, config, _ = load_model(run)
+    config = without_local_autoencoder(config)
     state = read_state(find_checkpoint(run))
     write_weights(model, folder)
     save_config(config, folder / "config.yaml")
@@ -115,6 +117,19 @@ def release(run: str | Path, folder: str | Path) -> Path:
     write_text(folder / "README.md", card(model, config, state))
     write_text(folder / "state.json", json.dumps(state, indent=1))
     return folder
+
+
+def without_local_autoencoder(config: Config) -> Config:
+    """The config for others: a decoder in a folder of this machine is not named, and sample.py asks for --vae."""
+    name = config.data.autoencoder
+    if name is None or (is_hub_id(name) and not Path(name).exists()):
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, autoencoder=None))
+
+
+def needs_vae(config: Config) -> bool:
+    """Whether to sample takes a decoder that the config does not name."""
+    return config.data.kind == "latents" and config.data.autoencoder is None
 
 
 def write_weights(model: nn.Module, folder: Path) -> None:
@@ -134,7 +149,8 @@ def card(model: nn.Module, config: Config | None = None, state: dict[str, Any] |
     """The model card; of a run it says how the model was trained."""
     training = ""
     if config and state:
-        training = TRAINING.format(objective=config.diffusion.objective, **state)
+        vae = "--vae HUB_ID_OR_FOLDER " if needs_vae(config) else ""
+        training = TRAINING.format(objective=config.diffusion.objective, vae=vae, **state)
     return CARD.format(
         name=model.config["name"],
         classes=model.num_classes,
@@ -217,9 +233,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--private", action="store_true", help="make a new repository private (default: public)"
     )
     arguments = parser.parse_args(argv)
-    print(f"released to {release(arguments.run, arguments.folder)}")
+    folder = release(arguments.run, arguments.folder)
+    print(f"released to {folder}")
+    if needs_vae(load_config(folder / "config.yaml")):
+        print("its decoder is a folder of this machine and is not released: samples of it need --vae")
     if arguments.push:
-        print(f"uploaded to {upload(arguments.folder, arguments.push, private=arguments.private)}")
+        print(f"uploaded to {upload(folder, arguments.push, private=arguments.private)}")
     return 0
 
 

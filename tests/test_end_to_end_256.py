@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -11,9 +12,11 @@ from PIL import Image
 import eval_fid
 import sample
 import train
+from gspn_dit import hub
 from gspn_dit.checkpoint import latest_checkpoint
 from gspn_dit.data.images import read_image
 from gspn_dit.data.latents import LatentDataset
+from gspn_dit.errors import UserError
 from tests.latents.conftest import save_vae
 from tests.launch import accelerate_launch
 from tests.training.run_state import log_rows
@@ -74,7 +77,7 @@ def save_inception(folder: Path) -> Path:
     return path
 
 
-def test_from_photographs_to_scores(tmp_path):
+def test_from_photographs_to_scores(tmp_path, capsys):
     images, latents, run = tmp_path / "images", tmp_path / "latents", tmp_path / "run"
     config, samples, grid = tmp_path / "config.yaml", tmp_path / "samples.npz", tmp_path / "grid.png"
     crop_photographs(images)
@@ -116,8 +119,17 @@ def test_from_photographs_to_scores(tmp_path):
     assert result["fid"] > 0 and not result["comparable"]
     assert any("weights" in reason for reason in result["reasons"])
 
-    assert (
-        sample.main([str(run), "--classes", "0,1", "--per-class", "2", "--steps", "2", "--out", str(grid)])
-        == 0
-    )
+    drawn = ["--classes", "0,1", "--per-class", "2", "--steps", "2", "--out"]
+    assert sample.main([str(run), *drawn, str(grid)]) == 0
     assert min(Image.open(grid).size) >= 512
+
+    release, again = tmp_path / "release", tmp_path / "again.png"
+    capsys.readouterr()
+    assert hub.main([str(run), str(release)]) == 0
+    assert "samples of it need --vae" in capsys.readouterr().out
+    assert str(vae) not in (release / "config.yaml").read_text()
+    assert "FOLDER_OR_HUB_ID --vae HUB_ID_OR_FOLDER --out" in (release / "README.md").read_text()
+    with pytest.raises(UserError, match="give --vae"):
+        sample.main([str(release), *drawn, str(again)])
+    assert sample.main([str(release), *drawn, str(again), "--vae", str(vae)]) == 0
+    assert again.read_bytes() == grid.read_bytes()

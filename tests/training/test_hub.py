@@ -1,6 +1,7 @@
 """The hub's form: a folder that gives the same model back, to the library and to the command lines."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from gspn_dit import create_model, hub
 from gspn_dit.checkpoint import load_model
+from gspn_dit.config import load_config
 from gspn_dit.errors import UserError
 from gspn_dit.models import GSPN, DiT
 
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gspn_b2.yaml"
 TINY = {"input_size": 8, "in_channels": 1, "num_classes": 3, "width": 16, "depth": 2}
 
 
@@ -129,3 +132,14 @@ def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     with pytest.raises(UserError, match="no such folder, and the hub cannot be reached: no route"):
         load_model("some/thing")
+
+
+@pytest.mark.parametrize("name", [None, "stabilityai/sd-vae-ft-ema", "/data/vae", "data/vae"])
+def test_release_names_no_folder_of_this_machine(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/vae").mkdir(parents=True)
+    config = load_config(CONFIG, [f"data.autoencoder={name or 'null'}"])
+    released = hub.without_local_autoencoder(config)
+    on_the_hub = name == "stabilityai/sd-vae-ft-ema"
+    assert released.data.autoencoder == (name if on_the_hub else None)
+    assert hub.needs_vae(released) != on_the_hub
