@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from experiments import kernel, propagation, report, throughput, untrained
-from experiments.plan import EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
+from experiments.plan import CHECKS, EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
 from experiments.pool import is_done, run_all, worker_count
 from gspn_dit import errors
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("kernel", *EXPERIMENTS)
 RATES = "rates"
-"""Not an experiment but a check of their common learning rate, done when it is asked for."""
+"""Not an experiment but a check of their common learning rate, done when it is asked for, like CHECKS."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -30,10 +30,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=(*NAMES, RATES),
+        choices=(*NAMES, *CHECKS, RATES),
         default=NAMES,
         metavar="NAME",
-        help=f"{', '.join(NAMES)}; or {RATES}, the check of the learning rate, which is not among the default",
+        help=f"{', '.join(NAMES)}; or checks that are not among the default: {RATES}, of the learning rate, and "
+        "lines, of what the scan adds on longer ones",
     )
     parser.add_argument(
         "--out",

@@ -51,6 +51,7 @@ VARIANTS = (
     gspn("gspn-groups-1", groups=1),
     dit("conv-attention", mixer="conv_attention", position="none"),
     gspn("identity", scan="identity"),
+    gspn("identity-16-lines", patch=2, share=0.5, scan="identity"),
     gspn("gspn-ddpm", objective="ddpm"),
     dit("dit-ddpm", objective="ddpm", position="sincos"),
 )
@@ -64,7 +65,11 @@ EXPERIMENTS = {
 }
 """The variants that each experiment compares; those of one name are trained once."""
 
-EQUAL_SIZED = ("stability", "local", "positions", "attention")
+CHECKS = {"lines": ("gspn-16-lines", "identity-16-lines")}
+"""Comparisons beyond the plan, done when they are asked for: what the scan adds on lines twice as long."""
+COMPARED = EXPERIMENTS | CHECKS
+
+EQUAL_SIZED = ("stability", "local", "positions", "attention", "lines")
 """Experiments that compare at equal parameters; in "merge" the parameters are part of the question."""
 
 
@@ -109,7 +114,7 @@ SCALES = {
         probe_images=500,
         seconds_per_run=150,
         mlp_ratios={"attention": 5.6, "conv_attention": 4.25},
-        factors={"gspn-16-lines": 1.8, "gspn-16-lines-sigmoid": 1.8}
+        factors={"gspn-16-lines": 1.8, "gspn-16-lines-sigmoid": 1.8, "identity-16-lines": 1.6}
         | dict.fromkeys(("dit-none", DIT, "dit-learned", "dit-ddpm", "conv-attention"), 0.75),
     ),
     "gpu": Scale(
@@ -193,8 +198,11 @@ def make_run(variant: Variant, scale: Scale, seed: int, name: str | None = None)
 
 
 def training_runs(scale: Scale, experiments: tuple[str, ...]) -> list[Run]:
-    """The runs that these experiments compare, each once: seed by seed, so that a plan cut short shows all settings."""
-    wanted = {name for experiment in experiments for name in EXPERIMENTS.get(experiment, ())}
+    """The runs that these experiments and checks compare, each once.
+
+    Seed by seed, so that a plan cut short shows all settings.
+    """
+    wanted = {name for experiment in experiments for name in COMPARED.get(experiment, ())}
     variants = [variant for variant in VARIANTS if variant.name in wanted]
     runs = [make_run(variant, scale, seed) for seed in scale.seeds for variant in variants]
     return sorted(runs, key=lambda run: (run.seed, -run.seconds))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments import sections
 from experiments.kernel_section import kernel_section
-from experiments.plan import EXPERIMENTS, Scale, rate_runs, training_runs
+from experiments.plan import COMPARED, Scale, rate_runs, training_runs
 from experiments.stability_section import stability_section
 from experiments.summary import load_json, load_settings
 from experiments.training_sections import attention_section, local_section, merge_section, positions_section
@@ -26,7 +26,7 @@ def write_report(scale: Scale, results: Path, docs: Path) -> Path:
     name = "experiments" if scale.name == "cpu" else f"experiments-{scale.name}"
     charts = docs / name
     charts.mkdir(parents=True, exist_ok=True)
-    trainings = {run.name: run.key for run in training_runs(scale, tuple(EXPERIMENTS))}
+    trainings = {run.name: run.key for run in training_runs(scale, tuple(COMPARED))}
     rates = {run.name: run.key for run in rate_runs(scale)}
     data = sections.Data(
         scale=scale,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.plan import BASE, DIT, EXPERIMENTS, Scale
+from experiments.plan import BASE, COMPARED, DIT, EXPERIMENTS, Scale
 from experiments.summary import Setting, Values, compare, sentence
 
 MISSING = "not measured"
@@ -27,6 +27,7 @@ LABELS = {
     "gspn-groups-1": "G = 1",
     "conv-attention": "DiT with the module's convolutions and gate",
     "identity": "GSPN-DiT (scan left out)",
+    "identity-16-lines": "GSPN-DiT (16 lines, scan left out)",
     "gspn-ddpm": "GSPN-DiT (ddpm)",
     "dit-ddpm": "DiT (ddpm)",
 }
@@ -124,7 +125,10 @@ def header(data: Data) -> str:
     versions = ", ".join(sorted({f"torch {result['torch']}" for result in results}))
     halves = next((result["fid_real_halves"] for result in results if "fid_real_halves" in result), None)
     minutes = sum(result["seconds"] for result in [*results, *data.rates]) / 60
-    checked = ", the learning-rate check included" if data.rates else ""
+    in_plan = set().union(*EXPERIMENTS.values())
+    planned = sum(len(setting.results) for name, setting in data.settings.items() if name in in_plan)
+    checks = len(results) + len(data.rates) - planned
+    beyond = f" and {checks} of checks beyond it" if checks else ""
     flow, ddpm = scale.sampling["flow"], scale.sampling["ddpm"]
     command = "make experiments" + ("" if scale.name == "cpu" else f" SCALE={scale.name}")
     when = f"{dates[0]} to {dates[-1]}" if dates else MISSING
@@ -134,8 +138,8 @@ def header(data: Data) -> str:
 Made by `{command}` from `results/experiments/{scale.name}/`; nothing here is written by hand. What is there is not
 measured again: `make experiments ARGS="--out FOLDER"` does it all anew, elsewhere.
 
-The models are small and learn digits for a short time: what is found here holds at this scale. {len(results)}
-training runs of the plan are in ({minutes:.0f} minutes of one worker{checked}; {devices}, {versions},
+The models are small and learn digits for a short time: what is found here holds at this scale. {planned}
+training runs of the plan{beyond} are in ({minutes:.0f} minutes of one worker; {devices}, {versions},
 {when}). All of them: width {scale.width}, depth {scale.depth}, 4,000 digits of 32x32 pixels in patches of 4 (8 lines
 of 8 tokens) where nothing else is said, {images:,} images in batches of {scale.train["batch_size"]}, AdamW at
 {scale.train["learning_rate"]:g} with a cosine, the same for all families.
@@ -155,7 +159,7 @@ def score_table(data: Data, experiment: str, base: str | None = BASE, speed: boo
     head += ["FID against the first"] if base else []
     head += ["training speed", "sampling speed"] if speed else []
     rows = []
-    for name in EXPERIMENTS[experiment]:
+    for name in COMPARED[experiment]:
         setting = data.settings.get(name)
         if setting is None:
             rows.append([LABELS[name], "0", *[MISSING] * (len(head) - 2)])

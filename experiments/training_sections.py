@@ -201,6 +201,8 @@ def attention_section(data: Data, folder: Path) -> Section:
     answers = [
         f"{data.against(DIT, BASE)} (flow); {data.against('dit-ddpm', 'gspn-ddpm')}",
         f"what the scan itself adds: {data.against('identity', BASE)}; {data.against('conv-attention', BASE)}",
+        "what it adds on lines twice as long (`python -m experiments --only lines`): "
+        + data.against("identity-16-lines", "gspn-16-lines"),
         "what the surroundings add to attention, neither with positions: "
         + data.against("dit-none", "conv-attention"),
         "class accuracy: "
@@ -217,13 +219,18 @@ def attention_section(data: Data, folder: Path) -> Section:
         "At equal parameters and equal images, is the scan better than attention, and is it the scan that is?",
         f"{runs_setup(data, 'attention')}. Two controls: DiT with the GSPN module's convolutions and gate "
         f"around its attention "
-        "(no positions), and the GSPN module without its scan (h = lam x). DiT has sin-cos positions. FID "
+        "(no positions), and the GSPN module without its scan (h = lam x), the latter also on 16 lines of 16 tokens, "
+        "the grid of a patch-2 model at 256 pixels. DiT has sin-cos positions. FID "
         "of ddpm is to be "
         f"compared with ddpm's alone. {speed_note(data)}",
         answers,
-        [score_table(data, "attention", base=None, speed=True), rate_table(data)],
+        [
+            score_table(data, "attention", base=None, speed=True),
+            score_table(data, "lines", base="gspn-16-lines"),
+            rate_table(data),
+        ],
         ["attention.png", "losses.png"],
-        headlines=3,
+        headlines=4,
     )
 
 

@@ -5,7 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from experiments.__main__ import NAMES
 from experiments.plan import (
+    CHECKS,
+    COMPARED,
     EQUAL_SIZED,
     EXPERIMENTS,
     SCALES,
@@ -36,20 +39,20 @@ def parameters(variant, scale) -> int:
 def test_every_setting_builds_and_compared_models_are_equally_large(scale):
     sizes = {variant.name: parameters(variant, scale) for variant in VARIANTS}
     for experiment in EQUAL_SIZED:
-        compared = [sizes[name] for name in EXPERIMENTS[experiment]]
-        assert max(compared) <= 1.05 * min(compared), {name: sizes[name] for name in EXPERIMENTS[experiment]}
+        compared = {name: sizes[name] for name in COMPARED[experiment]}
+        assert max(compared.values()) <= 1.05 * min(compared.values()), compared
 
 
 def test_sixty_runs_at_most_each_once():
     for scale in SCALES.values():
-        runs = [*training_runs(scale, ALL), *rate_runs(scale)]
+        runs = [*training_runs(scale, tuple(COMPARED)), *rate_runs(scale)]
         assert len(training_runs(scale, ALL)) <= 60
         assert len({run.name for run in runs}) == len(runs)
         assert len({run.key for run in runs}) == len(runs)
 
 
 def test_every_variant_belongs_to_an_experiment_and_has_a_label():
-    used = {name for names in EXPERIMENTS.values() for name in names}
+    used = {name for names in COMPARED.values() for name in names}
     assert used == {variant.name for variant in VARIANTS} == set(LABELS)
 
 
@@ -59,6 +62,14 @@ def test_runs_of_one_experiment_are_a_part_of_the_plan():
     assert {run.variant for run in part} == set(EXPERIMENTS["local"])
     assert {run.key for run in part} < {run.key for run in training_runs(scale, ALL)}
     assert training_runs(scale, ("kernel",)) == []
+
+
+def test_a_check_adds_its_control_to_a_run_of_the_plan():
+    scale = SCALES["cpu"]
+    planned = {run.key for run in training_runs(scale, ALL)}
+    added = [run for run in training_runs(scale, tuple(CHECKS)) if run.key not in planned]
+    assert [(run.variant, run.seed) for run in added] == [("identity-16-lines", seed) for seed in scale.seeds]
+    assert not set(CHECKS) & set(NAMES)
 
 
 def test_a_key_follows_every_setting():

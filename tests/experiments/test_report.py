@@ -113,11 +113,24 @@ def test_every_table_of_trainings_states_seeds_images_and_parameters(tmp_path):
     tables = [
         i for i in heads if "| seeds | images | parameters |" in lines[i] and "untrained" not in lines[i]
     ]
-    assert len(tables) == 7  # the scores of five experiments, the probe, the learning rates
+    assert len(tables) == 8  # the scores of five experiments and a check, the probe, the learning rates
     for head in tables:
         row = lines[head + 2]
-        assert row.startswith("| GSPN-DiT |")
+        assert row.startswith(("| GSPN-DiT |", "| GSPN-DiT (16 lines) |"))
         assert row.split(" | ")[2:4] == ["32", "100"], row
+
+
+def test_a_check_counts_apart_from_the_plan(tmp_path):
+    plan = {name: 10.0 for names in EXPERIMENTS.values() for name in names}
+    without = report_of(tmp_path / "a", plan)
+    text = report_of(tmp_path / "b", {**plan, "identity-16-lines": 20.0})
+    assert "60\ntraining runs of the plan are in (1 minutes" in without
+    assert "60\ntraining runs of the plan and 3 of checks beyond it are in (1 minutes" in text
+    assert (
+        "lines twice as long (`python -m experiments --only lines`): GSPN-DiT (16 lines) against" in without
+    )
+    found = "GSPN-DiT (16 lines) has a lower FID than GSPN-DiT (16 lines, scan left out) by 10.00"
+    assert found not in without and found in section_of(text, "The answers")
 
 
 def test_samples_that_are_not_digits_yet_are_named(tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from experiments import pool, train_run
 from experiments.__main__ import main
-from experiments.plan import SCALES, VARIANTS, make_run, training_runs
+from experiments.plan import EXPERIMENTS, SCALES, VARIANTS, make_run, training_runs
 from gspn_dit.errors import UserError
 
 MINI = SCALES["mini"]
@@ -29,15 +29,20 @@ def test_the_miniature_runs_everything_reports_it_and_does_nothing_twice(tmp_pat
     assert pool.is_done(mini_run(), results)
     assert not pool.is_done(mini_run(clip=2.0), results)
 
+    run_one = pool.run_one
     monkeypatch.setattr(pool, "run_one", lambda *_: pytest.fail("trained again"))
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*.json")}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*.json")} == before
 
+    monkeypatch.setattr(pool, "run_one", run_one)
+    assert main([*command, "--only", "lines"]) == 0
+    assert {path.stem for path in set(results.rglob("*.json")) - set(before)} == {"identity-16-lines-seed0"}
+
 
 def check_results(results):
     runs = {path.stem for path in (results / "runs").iterdir()}
-    assert runs == {f"{variant.name}-seed0" for variant in VARIANTS}
+    assert runs == {f"{name}-seed0" for names in EXPERIMENTS.values() for name in names}
     for path in (results / "runs").iterdir():
         result = json.loads(path.read_text())
         assert result["diverged"] is None or "loss rose" in result["diverged"], path
