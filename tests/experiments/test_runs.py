@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from experiments import pool, train_run
 from experiments.__main__ import main
@@ -65,6 +69,24 @@ def test_workers_in_processes_do_a_run_and_name_one_that_fails(tmp_path):
     assert pool.run_all([good, bad], tmp_path / "results", tmp_path / "work", workers=2) == ["bad"]
     assert pool.is_done(good, tmp_path / "results")
     assert "missing key" in pool.log_path(tmp_path / "work", "bad").read_text()
+
+
+def test_an_interrupt_stops_the_workers_which_are_as_many_as_asked_for(tmp_path, monkeypatch):
+    started = []
+
+    def start(*_):
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[-1]
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "start", start)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(sleep=interrupt))
+    runs = [make_run(variant, MINI, 0) for variant in VARIANTS[:3]]
+    with pytest.raises(KeyboardInterrupt):
+        pool.in_processes(runs, tmp_path, tmp_path, 2, tqdm(disable=True))
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
 
 
 def test_a_stopped_run_leaves_no_result_and_continues(tmp_path, monkeypatch):
