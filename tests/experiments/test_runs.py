@@ -6,6 +6,7 @@ import signal
 import subprocess
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from experiments import pool, train_run
 from experiments.__main__ import main
 from experiments.plan import EXPERIMENTS, SCALES, VARIANTS, make_run, training_runs
+from gspn_dit.data.mnist import load_digits
 from gspn_dit.errors import UserError
 
 MINI = SCALES["mini"]
@@ -123,6 +125,17 @@ def test_a_loss_above_its_start_counts_as_diverged(tmp_path, monkeypatch):
     result = train_run.run_one(mini_run(), tmp_path / "results", tmp_path / "work")
     assert result["diverged"] == "the loss rose from 1 to 1.5"
     assert result["fid"] > 0
+
+
+def test_a_result_scores_the_samples_and_the_end_of_the_training(tmp_path, monkeypatch):
+    digits, labels = load_digits("heldout")
+    images = np.repeat(digits[..., None], 3, axis=-1)
+    rows = [{"images": 8 * i, "loss": 20.0 - i} for i in range(20)]
+    monkeypatch.setattr(train_run, "draw", lambda *_: (images, labels))
+    monkeypatch.setattr(train_run, "read_metrics", lambda path: rows)
+    result = train_run.run_one(mini_run(), tmp_path / "results", tmp_path / "work")
+    assert result["accuracy"] > 0.95 and result["fid"] < 1e-6  # held-out digits against themselves
+    assert result["final_loss"] == pytest.approx(4.5)  # of the last eight rows, 8 to 1
 
 
 def test_a_plan_cut_short_has_every_setting():
