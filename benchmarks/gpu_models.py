@@ -13,7 +13,9 @@ from gspn_dit import create_model
 from gspn_dit.models.mixers import create_mixer
 from gspn_dit.models.settings import resolve_settings
 
+WIDTH = 1152
 GRIDS = {16: 64, 32: 16, 64: 4, 128: 1, 256: 1}  # tokens on a side: batch
+STAGED, PROFILED = (16, 32, 64), (16, 64)  # the grids of these parts
 STEP_BLOCKS = 4
 DIRECTIONS = 4
 MIXERS = {
@@ -21,6 +23,7 @@ MIXERS = {
     "gspn": ("GSPN-DiT-XL/2", 0),
     "gspn, segments of 2": ("GSPN-DiT-XL/2", 2),
 }
+STEP_MODELS = {"attention": "DiT-XL/2", "gspn": "GSPN-DiT-XL/2"}
 
 
 def make_mixer(kind: str) -> nn.Module:
@@ -46,7 +49,7 @@ def mixer_rows(compiled: bool = True) -> Iterator[dict]:
         row = {"pixels": side * 16, "tokens": side * side, "batch": batch, "compiled": compiled}
         for kind, mixer in mixers.items():
             run = compile_afresh(mixer) if compiled else mixer
-            x = torch.randn(batch, side, side, 1152, device="cuda", dtype=torch.bfloat16)
+            x = torch.randn(batch, side, side, WIDTH, device="cuda", dtype=torch.bfloat16)
             with torch.no_grad():
                 row[f"{kind}, forward"] = 1e6 * median_seconds(lambda _, args=(run, x): args[0](args[1]))
             x.requires_grad_()
@@ -100,8 +103,8 @@ def time_merge(merge: Callable[..., torch.Tensor], sets: list[list[torch.Tensor]
 
 def stage_rows() -> Iterator[dict]:
     """Forward and backward of each stage of GSPN-DiT-XL/2's mixer, alone and in eager mode."""
-    for side in (16, 32, 64):
-        x = torch.randn(GRIDS[side], side, side, 1152, device="cuda", dtype=torch.bfloat16)
+    for side in STAGED:
+        x = torch.randn(GRIDS[side], side, side, WIDTH, device="cuda", dtype=torch.bfloat16)
         row = {"pixels": side * 16, "batch": GRIDS[side], "stages": []}
         for stage in mixer_stages(make_mixer("gspn"), x):
             with torch.no_grad():
@@ -143,7 +146,7 @@ def step_rows() -> Iterator[dict]:
     """The whole training step of GSPN-DiT-XL/2 and DiT-XL/2, four blocks deep."""
     for side, batch in GRIDS.items():
         row = {"pixels": side * 16, "tokens": side * side, "batch": batch, "blocks": STEP_BLOCKS}
-        for kind, name in (("attention", "DiT-XL/2"), ("gspn", "GSPN-DiT-XL/2")):
+        for kind, name in STEP_MODELS.items():
             row[f"{kind}, step"] = 1e6 * median_seconds(make_step(name, side, batch), seconds=0.5)
             torch.cuda.empty_cache()
         yield row
@@ -178,11 +181,11 @@ def show_crossover(found: dict) -> str:
 
 def profile_rows() -> Iterator[dict]:
     """Device time of each kernel in GSPN-DiT-XL/2's mixer, forward and backward, eager and compiled."""
-    for side in (16, 64):
+    for side in PROFILED:
         for compiled in (False, True):
             mixer = make_mixer("gspn")
             run = compile_afresh(mixer) if compiled else mixer
-            shape = (GRIDS[side], side, side, 1152)
+            shape = (GRIDS[side], side, side, WIDTH)
             x = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
             grad = torch.randn_like(x)
             for _ in range(3):
