@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity
 
 from benchmarks import bench_gpu, gpu_models, gpu_scans, gpu_timing
 from benchmarks.scan_cost import Shape
 from ops.library import BACKENDS
+from tests.stand_ins import OnTheCPU
 
 PARTS = (
     "scan",
@@ -34,16 +34,6 @@ SMALL = {
     "gspn": ("GSPN-DiT-S/2", 0),
     "gspn, segments of 2": ("GSPN-DiT-S/2", 2),
 }
-
-
-class OnTheCPU(TorchFunctionMode):
-    """What is asked for on "cuda" is made on the CPU."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if torch.device(kwargs.get("device") or "cpu").type == "cuda":
-            kwargs["device"] = "cpu"
-        return function(*args, **kwargs)
 
 
 def time_once(run, repeats, sets):
