@@ -228,7 +228,7 @@ def describe(scale: Scale, trainings: list[Run], rates: list[Run], done: int, wo
     images = scale.train["steps"] * scale.train["batch_size"]
     measured = "not yet measured on a GPU" if scale.name == "gpu" else "estimated from measured runs"
     return (
-        f"scale {scale.name}: {len(trainings)} training runs of {images:,} images, "
+        f"scale {scale.name}: {len(trainings)} training runs of up to {images:,} images, "
         f"{len({run.variant for run in trainings})} settings x {len(scale.seeds)} seeds, "
         f"and {len(rates)} of one seed that check the learning rate (--only rates); {done} of them done\n"
         f"cost: {seconds / 60:.0f} minutes of one worker in all, {seconds / 60 / workers:.0f} minutes with "
