@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
@@ -11,6 +12,9 @@ from experiments.summary import Setting
 from gspn_dit.files import replacing
 
 COLORS = {"gspn": "C0", "attention": "C1", "scan": "C2"}
+LINES = {"row_stochastic": ("-", "Blues"), "sigmoid": ("--", "Reds"), "none": (":", "viridis")}
+"""Line style and colours by the normalisation."""
+PARTS = {"gspn": "GSPN module", "attention": "attention", "scan": "scan alone"}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -21,7 +25,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def draw_kernel(record: dict[str, Any], path: Path) -> None:
     """Time forward, time with backward, and memory over tokens; hollow: extrapolated; line: the crossover."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
     panels = figure.subplots(1, 3)
     titles = ("forward", "forward and backward", "memory, forward and backward")
     for axes, title, (mode, key) in zip(
@@ -30,39 +34,44 @@ def draw_kernel(record: dict[str, Any], path: Path) -> None:
         for part, color in COLORS.items():
             rows = [row for row in record["rows"] if row["part"] == part and row["mode"] == mode]
             known = [row for row in rows if row[key]]
-            axes.plot([r["tokens"] for r in known], [r[key] for r in known], "o-", color=color, label=part)
+            axes.plot(
+                [r["tokens"] for r in known], [r[key] for r in known], "o-", color=color, label=PARTS[part]
+            )
             missing = [row for row in rows if not row[key]]
             if missing and len(known) > 1:
                 beyond = [(r["tokens"], kernel.extrapolated(known, r["tokens"])) for r in missing]
                 tokens, values = zip((known[-1]["tokens"], known[-1][key]), *beyond, strict=True)
-                axes.plot(tokens, values, "o--", color=color, mfc="white", label=f"{part}, extrapolated")
+                style = {"color": color, "mfc": "white", "markevery": slice(1, None)}  # the first is measured
+                axes.plot(tokens, values, "o--", label=f"{PARTS[part]}, extrapolated", **style)
         if key == "seconds" and (cross := kernel.crossover_of(record, mode)):
             axes.axvline(cross, color="0.5", linewidth=1)
             axes.text(cross, axes.get_ylim()[1], f" {cross:,.0f}", va="top", fontsize=8)
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=key, title=title)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     save(figure, path)
 
 
 def draw_propagation(record: dict[str, Any], path: Path) -> None:
     """Max-norm and spectral norm of the products, and reach, over lines crossed; means over seeds."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.3), layout="constrained")
     norm, spectral, reach = figure.subplots(1, 3)
     cases = sorted({(r["normalization"], r["logit_std"], r["row_sum"]) for r in record["rows"]})
     lines = sorted({row["lines"] for row in record["rows"]})
     for case in cases:
         normalization, std, row_sum = case
         label = f"row sums {row_sum:g}" if normalization == "none" else f"{normalization}, logits {std:g}"
-        style = {"row_stochastic": "-", "sigmoid": "--", "none": ":"}[normalization]
+        style, shades = LINES[normalization]
+        alike = [other for other in cases if other[0] == normalization]
+        color = colormaps[shades](0.4 + 0.5 * alike.index(case) / max(1, len(alike) - 1))
         means = {
             key: mean_over_seeds(record, case, lines, key)
             for key in ("max_norm", "spectral_norm", "impulse_std")
         }
-        norm.plot(lines, means["max_norm"], style, label=label)
-        spectral.plot(lines, means["spectral_norm"], style)
+        norm.plot(lines, means["max_norm"], style, color=color, label=label)
+        spectral.plot(lines, means["spectral_norm"], style, color=color)
         if normalization != "none":
-            reach.plot(lines, means["impulse_std"], style, label=label)
+            reach.plot(lines, means["impulse_std"], style, color=color)
     reach.plot(lines, [(2 * t / 3) ** 0.5 for t in lines], "k+", label="sqrt(2 t / 3)")
     norm.set(xscale="log", yscale="log", xlabel="lines", title="max-norm of the product")
     spectral.set(
@@ -71,8 +80,8 @@ def draw_propagation(record: dict[str, Any], path: Path) -> None:
     reach.set(
         xscale="log", yscale="log", xlabel="lines crossed", title="spread of an impulse (std, positions)"
     )
-    norm.legend(fontsize=6)
-    reach.legend(fontsize=6)
+    reach.legend(fontsize=8)
+    figure.legend(*norm.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     save(figure, path)
 
 
