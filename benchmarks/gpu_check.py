@@ -91,7 +91,10 @@ def first_line(command: list[str]) -> str | None:
 
 
 def compiler_version() -> str | None:
-    """The nvcc that built the library; None where a build has left no record that can be read."""
+    """The nvcc that built the library; None where a build has left no record that can be read.
+
+    Without ops.build, which has a reader of it: to import ops loads the library, the very thing that may be broken.
+    """
     try:
         return json.loads((ROOT / "ops" / "lib" / "build.json").read_text())["nvcc"]
     except (OSError, ValueError, KeyError):

@@ -7,17 +7,16 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_timing import compile_afresh, median_seconds, rotations
+from benchmarks.mixer_cost import DIRECTIONS, WIDTH
 from benchmarks.mixer_stages import merge_by_formula, mixer_stages
 from benchmarks.scan_cost import model_shapes
 from gspn_dit import create_model
 from gspn_dit.models.mixers import create_mixer
 from gspn_dit.models.settings import resolve_settings
 
-WIDTH = 1152
 GRIDS = {16: 64, 32: 16, 64: 4, 128: 1, 256: 1}  # tokens on a side: batch
 STAGED, PROFILED = (16, 32, 64), (16, 64)  # the grids of these parts
 STEP_BLOCKS = 4
-DIRECTIONS = 4
 MIXERS = {
     "attention": ("DiT-XL/2", None),
     "gspn": ("GSPN-DiT-XL/2", 0),

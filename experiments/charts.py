@@ -12,7 +12,7 @@ from experiments.summary import Setting
 from gspn_dit.files import replacing
 
 COLORS = {"gspn": "C0", "attention": "C1", "scan": "C2"}
-LINES = {"row_stochastic": ("-", "Blues"), "sigmoid": ("--", "Reds"), "none": (":", "viridis")}
+STYLES = {"row_stochastic": ("-", "Blues"), "sigmoid": ("--", "Reds"), "none": (":", "viridis")}
 """Line style and colours by the normalisation."""
 PARTS = {"gspn": "GSPN module", "attention": "attention", "scan": "scan alone"}
 
@@ -61,7 +61,7 @@ def draw_propagation(record: dict[str, Any], path: Path) -> None:
     for case in cases:
         normalization, std, row_sum = case
         label = f"row sums {row_sum:g}" if normalization == "none" else f"{normalization}, logits {std:g}"
-        style, shades = LINES[normalization]
+        style, shades = STYLES[normalization]
         alike = [other for other in cases if other[0] == normalization]
         color = colormaps[shades](0.4 + 0.5 * alike.index(case) / max(1, len(alike) - 1))
         means = {

@@ -236,7 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = release(arguments.run, arguments.folder)
     print(f"released to {folder}")
     if needs_vae(load_config(folder / "config.yaml")):
-        print("its decoder is a folder of this machine and is not released: samples of it need --vae")
+        print(
+            "its decoder has no hub id, and a folder of this machine is not named: samples of it need --vae"
+        )
     if arguments.push:
         print(f"uploaded to {upload(folder, arguments.push, private=arguments.private)}")
     return 0
