@@ -13,7 +13,7 @@ from gspn_dit.errors import ArgumentParser, UserError, run
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from gspn_dit.data.latents import Manifest
+    from gspn_dit.latents.dataset import Manifest
 
 DESCRIPTION = """\
 Encode an image folder into latents for training: the posterior's mean and log-variance of every image and of
@@ -80,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from accelerate import PartialState
 
-    from gspn_dit.autoencoder import create_autoencoder
-    from gspn_dit.data.encoding import Encoder
     from gspn_dit.data.images import list_images
-    from gspn_dit.data.store import LatentStore
+    from gspn_dit.latents.autoencoder import create_autoencoder
+    from gspn_dit.latents.encoding import Encoder
+    from gspn_dit.latents.store import LatentStore
 
     images = list_images(arguments.images)
     store = LatentStore(arguments.out)
@@ -111,7 +111,7 @@ def default_workers(state: "PartialState") -> int:
 
 def report(manifest: "Manifest", folder: Path) -> None:
     """Say what there is now, and what was skipped."""
-    from gspn_dit.data.encoding import in_bytes
+    from gspn_dit.latents.encoding import in_bytes
 
     encoded = manifest.images - manifest.skipped
     print(

@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leaderboard(Path(arguments.results))
     if arguments.compare:
         return compare(arguments.compare)
-    from gspn_dit.sample_run import connect
+    from gspn_dit.sampling.request import connect
 
     accelerator = connect()
     if arguments.golden:
@@ -145,15 +145,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score(arguments: argparse.Namespace, accelerator) -> dict | None:
-    """Sample what is missing if SAMPLES is a run, then score."""
-    from gspn_dit.evaluation.run_samples import RunOptions, is_run, resolve, sample_run
-    from gspn_dit.evaluation.scores import check_inputs, score_files
+    """Score samples, or a run, of which what is missing is sampled first."""
+    from gspn_dit.evaluation.runs import RunOptions, is_run, score_run
+    from gspn_dit.evaluation.scores import score_files
 
-    samples, stated = Path(arguments.samples), stated_settings(arguments)
+    samples = Path(arguments.samples)
     if not is_run(samples):
         refuse_run_options(arguments)
+        stated = stated_settings(arguments)
         return score_files(samples, arguments.reference, options(arguments, stated), accelerator)
-    request = RunOptions(
+    sampling = RunOptions(
         num=arguments.num,
         sampler=arguments.sampler,
         steps=arguments.steps,
@@ -165,10 +166,7 @@ def score(arguments: argparse.Namespace, accelerator) -> dict | None:
         batch_size=arguments.batch_size,
         preset=arguments.preset,
     )
-    resolved, request = resolve(samples, request)
-    check_inputs(arguments.reference, options(arguments, {}), accelerator)
-    path = sample_run(resolved, request, accelerator)
-    return score_files(path, arguments.reference, options(arguments, {}), accelerator)
+    return score_run(samples, arguments.reference, sampling, options(arguments, {}), accelerator)
 
 
 def options(arguments: argparse.Namespace, stated: dict):
@@ -234,20 +232,10 @@ def golden(arguments: argparse.Namespace, accelerator) -> int:
 
 
 def compare(runs: Sequence[str]) -> int:
-    """Print the score tables that train.py left in runs on the digits, as one."""
-    scores = []
-    for run in runs:
-        path = Path(run) / "scores.json"
-        try:
-            scores.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UserError(f"no scores in {path}: train the run to its end first") from error
-    from gspn_dit.evaluation import format_table
+    """Print the demo scores of runs as one table."""
+    from gspn_dit.evaluation import demo
 
-    try:
-        print(format_table(*scores))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"scores.json of a run is not as train.py writes it ({error!r})") from error
+    print(demo.compare(runs))
     return 0
 
 

@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if interval is not None and len(interval) != 2:
         raise UserError(f"--cfg-interval {arguments.cfg_interval}: expected two numbers, LOW,HIGH")
     # Only now: torch takes seconds to load.
-    from gspn_dit.results import grid_classes
-    from gspn_dit.sample_run import Request, connect, sample_file, sample_grid
+    from gspn_dit.sampling.grids import grid_classes
+    from gspn_dit.sampling.request import Request, connect, sample_file, sample_grid
 
     cfg_scale = arguments.cfg_scale
     resolved = Request(

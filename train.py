@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the arguments, then train; the exit status."""
     arguments = parse_arguments(argv)
     config = load_config(arguments.config, arguments.overrides)
-    from gspn_dit.training import train  # after the config is found good: torch takes seconds to load
+    from gspn_dit.training.trainer import train  # after the config is found good: torch takes seconds to load
 
     return train(config)
 

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from gspn_dit.config import load_config
 from gspn_dit.data.batches import Batches
-from gspn_dit.data.latents import AHEAD, DTYPE, MIRRORS, SLICE, LatentDataset, Manifest, read_manifest
+from gspn_dit.latents.dataset import AHEAD, DTYPE, MIRRORS, SLICE, LatentDataset, Manifest, read_manifest
 from gspn_dit.models import create_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"

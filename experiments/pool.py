@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments.plan import Run
 from experiments.train_run import run_one
 from gspn_dit.evaluation.digits import load_classifier
-from gspn_dit.training import STOPPED
+from gspn_dit.training.trainer import STOPPED
 
 POLL = 0.5
 """Seconds between looks at the processes."""

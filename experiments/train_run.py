@@ -14,14 +14,14 @@ import torch
 from experiments.plan import Run
 from experiments.probe import probe_model
 from gspn_dit import files
-from gspn_dit.autoencoder import create_autoencoder
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import parse_config
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.demo import distances, draw
 from gspn_dit.evaluation.digits import load_classifier, to_digits
-from gspn_dit.metrics import read_metrics
-from gspn_dit.training import STOPPED, train
+from gspn_dit.latents.autoencoder import create_autoencoder
+from gspn_dit.training.log import read_metrics
+from gspn_dit.training.trainer import STOPPED, train
 
 NOT_FINITE = re.compile(r"step \d+: (loss|grad_norm) is (nan|-?inf)")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: folders of safetensors and JSON that are whole or absent, and the way back from them.
+"""Checkpoints: folders of safetensors and JSON that are whole or absent, and models out of them.
 
     run_dir/checkpoints/step_00000200/
         model.safetensors  ema.safetensors  optimizer.safetensors
@@ -21,18 +21,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gspn_dit.config import Config, load_config, save_config
-from gspn_dit.ema import EMA
+from gspn_dit.config import Config, load_config
 from gspn_dit.errors import UserError
 from gspn_dit.files import sha256, sync_file, sync_folder
-from gspn_dit.hub import download
+from gspn_dit.models.networks import create_model
+from gspn_dit.models.weights import download, load_weights
 
 FORMAT = 1
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def checkpoint_name(step: int) -> str:
@@ -101,65 +98,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor gathered from its shards, on the CPU; every process must call this."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
-
-
-def shard_like(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """A whole tensor with the device and the sharding of `target`."""
-    source = source.to(target.device)
-    if isinstance(target, DTensor):
-        return distribute_tensor(source, target.device_mesh, target.placements)
-    return source
-
-
-def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's moments under the parameters' names."""
-    return {
-        f"{moment}.{name}": whole(optimizer.state[parameter][moment])
-        for name, parameter in model.named_parameters()
-        for moment in MOMENTS
-    }
-
-
-def save_checkpoint(
-    run_dir: str | Path,
-    *,
-    config: Config,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA,
-    state: dict[str, Any],
-    main: bool = True,
-) -> str | None:
-    """Write a checkpoint for `state["step"]`; return what went wrong, None when all went well.
-
-    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (full disk)
-    leaves no trace and raises nothing, so that the processes stay together.
-    """
-    folder = Path(run_dir) / "checkpoints" / checkpoint_name(state["step"])
-    writer = Writer(folder) if main else None
-    for name, gather in (
-        ("model.safetensors", lambda: model_tensors(model)),
-        ("optimizer.safetensors", lambda: optimizer_tensors(model, optimizer)),
-        ("ema.safetensors", lambda: model_tensors(model)),
-    ):
-        with ema.swapped() if name.startswith("ema") else contextlib.nullcontext():
-            tensors = gather()
-            if writer:
-                writer.attempt(name, lambda path, tensors=tensors: save_file(tensors, path))
-    if not writer:
-        return None
-    writer.attempt("config.yaml", lambda path: save_config(config, path))
-    return writer.finish(state)
-
-
 class Writer:
     """Writes a folder aside, and renames it when it is on the disk; after a failure it writes no more."""
 
@@ -226,41 +164,6 @@ def rotate(run_dir: str | Path, keep_last: int, step: int) -> None:
             remove(folder)
 
 
-@torch.no_grad()
-def load_training_state(
-    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA
-) -> dict[str, Any]:
-    """Fill model, optimiser and EMA from a checkpoint; return its state.json."""
-    state = read_state(folder)
-    load_weights(model, folder / "ema.safetensors")
-    ema.copy_from_model()
-    load_weights(model, folder / "model.safetensors")
-    moments = load_file(folder / "optimizer.safetensors")
-    groups = optimizer.state_dict()
-    groups["state"] = {
-        index: {moment: shard_like(moments[f"{moment}.{name}"], parameter) for moment in MOMENTS}
-        | {"step": torch.tensor(float(state["step"]))}
-        for index, (name, parameter) in enumerate(model.named_parameters())
-    }
-    optimizer.load_state_dict(groups)
-    return state
-
-
-@torch.no_grad()
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a model, sharded or not, from a safetensors file; `UserError` when they do not belong together."""
-    try:
-        source = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read weights {path}: {error}") from error
-    target = model.state_dict()
-    for name in sorted(target.keys() | source.keys()):
-        expected, found = (list(side[name].shape) if name in side else "none" for side in (target, source))
-        if expected != found:
-            raise UserError(f"{path} is of another model: for {name} it has {found}, expected {expected}")
-        target[name].copy_(shard_like(source[name], target[name]))
-
-
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a run, checkpoint folder or hub id stands for; `UserError` when it is none."""
     if not Path(path).exists():
@@ -307,8 +210,6 @@ def load_model(
     The third result holds step, images_seen, ema (whether these are the averaged weights), path (of the
     checkpoint) and hash (SHA-256 of the weights' file). Raises `UserError` if `path` is neither, or damaged.
     """
-    from gspn_dit.models import create_model
-
     folder = find_checkpoint(path)
     state = read_state(folder)
     weights = weights_file(folder, state, ema)

@@ -15,50 +15,7 @@ import yaml
 from gspn_dit import schema
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which model; null leaves a setting to the named size."""
-
-    name: str
-    """A name of `create_model`: GSPN-{S,B,L,XL}/{2,4}, GSPN-DiT-{S,B,L,XL}/{2,4,8} or
-    DiT-{S,B,L,XL}/{2,4,8}."""
-    label_std: float | None = None
-    """Standard deviation of the label embeddings at the start; null: 0.02. 1 suits short runs."""
-    width: int | None = None
-    """Channels of a token."""
-    depth: int | None = None
-    """Number of blocks; a GSPN has one more in its middle, and an even depth."""
-    position: Literal["none", "sincos", "learned"] | None = None
-    """Positional embedding; DiT's default is sincos, no GSPN model has one unless asked."""
-    mlp_ratio: float | None = None
-    """Width of a DiT block's MLP over the width of a token."""
-    mixer: Literal["gspn", "attention", "conv_attention"] | None = None
-    """What mixes tokens; conv_attention is the GSPN module with attention in place of its scan."""
-    heads: int | None = None
-    """Attention heads (mixers with attention only)."""
-    scan: Literal["lines", "identity"] | None = None
-    """identity leaves the scan out of the GSPN module, as a control."""
-    normalization: Literal["row_stochastic", "sigmoid", "none"] | None = None
-    """How a scan's logits become its weights; sigmoid and none leave out the division that keeps it stable."""
-    groups: int | None = None
-    """Propagation maps of a scan, each shared by width // groups channels."""
-    bottleneck: int | None = None
-    """Width from which a scan's maps are projected."""
-    merge: Literal["scalar", "channel", "linear"] | None = None
-    """How the four directions' maps become one."""
-    direction_skip: bool | None = None
-    """Add D_k * x to the map of direction k."""
-    segment: int | None = None
-    """Lines after which the scan of a local block starts anew."""
-    global_blocks: int | None = None
-    """How many blocks, the last ones, scan whole lines."""
-    time_scale: float | None = None
-    """Factor on t before its embedding."""
-    checkpoint_activations: bool = False
-    """Recompute each block in the backward instead of keeping its activations: less memory, a third more
-    work."""
+from gspn_dit.models.settings import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a full disk never leaves half of one under its final name."""
+"""Files: written so that a kill or a full disk never leaves half of one, hashed, claimed, and cached."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -77,3 +77,24 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's contents, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """The folder of results that follow from their inputs alone: $GSPN_DIT_CACHE, or ~/.cache/gspn-dit; made here."""
+    folder = Path(os.environ.get("GSPN_DIT_CACHE") or Path.home() / ".cache" / "gspn-dit")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the cache {folder} ({error.strerror}): set GSPN_DIT_CACHE to a folder that can be"
+        ) from error
+    return folder
+
+
+def content_key(parts: Iterable[bytes]) -> str:
+    """SHA-256 over byte strings, each preceded by its length, so that no two lists of parts read alike."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

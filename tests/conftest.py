@@ -1,8 +1,14 @@
 """Fixtures shared by all tests: every test runs on the CPU; a GPU only adds a parameter."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
+from gspn_dit.config import load_config
+from gspn_dit.training.trainer import train
 from ops.library import BACKENDS
 
 DEVICES = ["cpu", *(["cuda"] if "cuda" in BACKENDS and torch.cuda.is_available() else [])]
@@ -26,3 +32,43 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+TINY = {
+    "model": {"name": "GSPN-DiT-S/8", "width": 16, "depth": 1},
+    "diffusion": {"objective": "flow"},
+    "data": {"kind": "mnist"},
+    "train": {
+        "steps": 10,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "checkpoint_every": 4,
+        "log_every": 1,
+        "tensorboard": False,
+    },
+    "sample": {"steps": 1, "per_class": 1, "classes": [0]},
+    "eval": {"samples": 0},
+}
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path) -> Path:
+    """A config file of a run in tmp_path/run."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"run_dir": str(tmp_path / "run"), **TINY}))
+    return path
+
+
+@pytest.fixture
+def train_run(tiny_yaml, tmp_path) -> Callable[..., Path]:
+    """train_run("name", "key=value", ...) trains in tmp_path/name and returns that folder."""
+
+    def run(name: str, *overrides: str, status: int = 0) -> Path:
+        folder = tmp_path / name
+        config = load_config(tiny_yaml, [f"run_dir={folder}", *overrides])
+        assert train(config) == status
+        return folder
+
+    return run

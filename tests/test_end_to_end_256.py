@@ -15,8 +15,8 @@ import train
 from gspn_dit import hub
 from gspn_dit.checkpoint import latest_checkpoint
 from gspn_dit.data.images import read_image
-from gspn_dit.data.latents import LatentDataset
 from gspn_dit.errors import UserError
+from gspn_dit.latents.dataset import LatentDataset
 from tests.latents.conftest import save_vae
 from tests.launch import accelerate_launch
 from tests.training.run_state import log_rows

@@ -5,8 +5,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from gspn_dit.config import DataConfig
-
 
 class Dataset(Protocol):
     """What training needs of a data set."""
@@ -30,17 +28,3 @@ class Dataset(Protocol):
         posterior's noise) are keyed by (seed, image number).
         """
         ...
-
-
-def create_dataset(config: DataConfig) -> Dataset:
-    """The training set that `config.kind` names.
-
-    Raises `UserError` when its folder is missing or not what encode_latents.py makes.
-    """
-    if config.kind == "mnist":
-        from gspn_dit.data.mnist import Digits
-
-        return Digits()
-    from gspn_dit.data.latents import LatentDataset
-
-    return LatentDataset(config.path)

@@ -2,7 +2,7 @@
 
 from gspn_dit.diffusion.ddpm import DDPM
 from gspn_dit.diffusion.flow import Flow
-from gspn_dit.diffusion.sampling import (
+from gspn_dit.diffusion.samplers import (
     SAMPLERS,
     NoiseSource,
     check_sampling,

@@ -1,20 +1,23 @@
 """The score table of a run on the digits: are samples of the class asked for, new, and like real ones?"""
 
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from gspn_dit.autoencoder import Autoencoder
 from gspn_dit.config import Config
 from gspn_dit.data.mnist import CLASSES, load_digits
 from gspn_dit.diffusion import default_sampler
+from gspn_dit.errors import UserError
 from gspn_dit.evaluation.digits import DigitClassifier, held_out_accuracy, load_classifier, to_digits
 from gspn_dit.evaluation.metrics import frechet_distance, kernel_distance, moments
-from gspn_dit.sample_file import write_samples
-from gspn_dit.sampling import generate, keyed_labels
+from gspn_dit.latents.autoencoder import Autoencoder
+from gspn_dit.sampling.generation import generate, keyed_labels
+from gspn_dit.sampling.sample_file import write_samples
 
 
 def score_demo(
@@ -137,6 +140,21 @@ def format_table(*scores: dict) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join([*lines, NOTE])
+
+
+def compare(runs: Sequence[str]) -> str:
+    """The score tables that train.py left in runs on the digits, as one; `UserError` for a run without."""
+    scores = []
+    for run in runs:
+        path = Path(run) / "scores.json"
+        try:
+            scores.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"no scores in {path}: train the run to its end first") from error
+    try:
+        return format_table(*scores)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"scores.json of a run is not as train.py writes it ({error!r})") from error
 
 
 LINES = (

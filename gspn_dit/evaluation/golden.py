@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.networks import find_weights
+from gspn_dit.evaluation.extractors import find_weights
 from gspn_dit.evaluation.scores import Options, score_files
 
 REFERENCE = "VIRTUAL_imagenet256_labeled.npz"

@@ -14,12 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.cache import cache_folder, content_key
-from gspn_dit.evaluation.extraction import Statistics, extract
-from gspn_dit.evaluation.images import ArrayImages, Images, NpzFile, NpzImages, open_images
+from gspn_dit.evaluation.extractors import Network
+from gspn_dit.evaluation.features import Statistics, extract
+from gspn_dit.evaluation.image_sets import ArrayImages, Images, NpzFile, NpzImages, open_images
 from gspn_dit.evaluation.metrics import Moments
-from gspn_dit.evaluation.networks import Network
-from gspn_dit.files import replacing
+from gspn_dit.files import cache_folder, content_key, replacing
 from gspn_dit.random import ORDER, generator
 
 KEPT = 10_000

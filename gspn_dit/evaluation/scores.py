@@ -12,12 +12,18 @@ import torch
 from accelerate import Accelerator
 
 from gspn_dit.evaluation import metrics, uncertainty
-from gspn_dit.evaluation.described import describe_reference, describe_samples
-from gspn_dit.evaluation.extraction import Statistics, extract
-from gspn_dit.evaluation.images import open_images
-from gspn_dit.evaluation.networks import Digits, Inception, Network, check_weights, find_weights
+from gspn_dit.evaluation.extractors import Digits, Inception, Network, check_weights, find_weights
+from gspn_dit.evaluation.features import Statistics, extract
+from gspn_dit.evaluation.image_sets import open_images
 from gspn_dit.evaluation.references import Reference, check_reference, load_reference, save_reference
-from gspn_dit.evaluation.verdict import COMPARABLE, PRESETS, departures, reasons_against
+from gspn_dit.evaluation.verdict import (
+    COMPARABLE,
+    PRESETS,
+    departures,
+    describe_reference,
+    describe_samples,
+    reasons_against,
+)
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
 
@@ -39,7 +45,7 @@ class Options:
     save_reference: str | None = None
     """Where to write the reference's statistics."""
     stated: dict = field(default_factory=dict)
-    """What is known of the samples and not written beside them, under the keys of `described.STATED`."""
+    """What is known of the samples and not written beside them, under the keys of `verdict.STATED`."""
     preset: str | None = None
     """A preset that the samples must have been made with."""
 

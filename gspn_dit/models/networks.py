@@ -1,14 +1,19 @@
-"""The denoising networks and `create_model`.
+"""The denoising networks, `create_model` and `from_pretrained`.
 
 Both families are called alike: model(x (B, C, H, W), t (B,), y (B,)) -> (B, 2C or C, H, W).
 """
+
+import tempfile
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gspn_dit.hub import HubMixin
+from gspn_dit.errors import UserError
+from gspn_dit.models import weights
 from gspn_dit.models.basics import modulate, normalize
 from gspn_dit.models.layers import (
     MLP,
@@ -33,7 +38,23 @@ def create_model(name: str, **overrides) -> nn.Module:
     return GSPN(settings) if settings.family == "GSPN" else DiT(settings)
 
 
-class Denoiser(HubMixin, nn.Module):
+def from_pretrained(name: str | Path, *, device: str = "cpu") -> nn.Module:
+    """The model in a folder or on the hub, in eval mode, whatever its family.
+
+    Raises `UserError` when there is none, or its weights do not fit its settings.
+    """
+    folder = weights.find_folder(name)
+    try:
+        model = create_model(**weights.read_settings(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder} has no usable config.json ({error}): expected what save_pretrained writes"
+        ) from error
+    weights.load_weights(model, folder / weights.WEIGHTS)
+    return model.to(device).eval()
+
+
+class Denoiser(nn.Module):
     """Embeddings in, blocks in the middle (a subclass's `process`), final layer out."""
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -88,6 +109,25 @@ class Denoiser(HubMixin, nn.Module):
             x = self.embed_position(x)
         x = self.process(x, condition)  # (B, H/p, W/p, C)
         return self.final(x, F.silu(condition))  # (B, out, H, W)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and a card."""
+        weights.write_weights(self, Path(folder))
+        weights.write_text(Path(folder) / "README.md", weights.card(self))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **settings: Any) -> Self:
+        """See the function `from_pretrained`; ValueError when `name` is a model of another class."""
+        model = from_pretrained(name, **settings)
+        if not isinstance(model, cls):
+            raise ValueError(f"{name} is a {type(model).__name__}; expected a {cls.__name__}")
+        return model
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload as `save_pretrained` writes; the address of the repository on the hub."""
+        with tempfile.TemporaryDirectory() as name:
+            self.save_pretrained(name)
+            return weights.upload(Path(name), repository, private=private)
 
     def _run(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         if self.settings.checkpoint_activations and torch.is_grad_enabled():

@@ -1,12 +1,7 @@
 """What describes a model: a name from the registry, and what is set differently from that name's defaults."""
 
 from dataclasses import asdict, dataclass, fields, replace
-
-POSITIONS = ("none", "sincos", "learned")
-MIXERS = ("gspn", "attention", "conv_attention")
-SCANS = ("lines", "identity")
-MERGES = ("scalar", "channel", "linear")
-NORMALIZATIONS = ("row_stochastic", "sigmoid", "none")
+from typing import Literal, get_args, get_origin, get_type_hints
 
 # With G = C // 16 the GSPN module has 3.6 C^2 weights, attention 4 C^2 of a block's 18 C^2: so a GSPN-DiT of
 # DiT's widths, depths and MLP ratio is within 2 % of the DiT of its name.
@@ -39,11 +34,59 @@ _SCAN_FIELDS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """Everything that `create_model` builds from. `None` stands for the default of the named model."""
+class ModelConfig:
+    """Which model; null leaves a setting to the named size. These are the keys of `model` in a config."""
 
     name: str
-    """One of MODEL_NAMES: family, size and patch size, such as "GSPN-DiT-B/2"."""
+    """A name of `create_model`: GSPN-{S,B,L,XL}/{2,4}, GSPN-DiT-{S,B,L,XL}/{2,4,8} or
+    DiT-{S,B,L,XL}/{2,4,8}."""
+    label_std: float | None = None
+    """Standard deviation of the label embeddings at the start; null: 0.02. At 0.02 (DiT's) a class is small
+    beside the embedding of t; 1 makes short runs learn the classes several times sooner."""
+    width: int | None = None
+    """Channels of a token."""
+    depth: int | None = None
+    """Number of blocks; a GSPN has one more in its middle, and an even depth."""
+    position: Literal["none", "sincos", "learned"] | None = None
+    """Positional embedding; DiT's default is sincos, no GSPN model has one unless asked."""
+    mlp_ratio: float | None = None
+    """Width of a DiT block's MLP over the width of a token; 4 by default. A GSPN has no MLP."""
+    mixer: Literal["gspn", "attention", "conv_attention"] | None = None
+    """What mixes tokens; conv_attention, a control, is the GSPN module with attention in place of its scan."""
+    heads: int | None = None
+    """Attention heads (mixers with attention only)."""
+    scan: Literal["lines", "identity"] | None = None
+    """lines by default; identity leaves the scan out of the GSPN module, h = lam * x, as a control."""
+    normalization: Literal["row_stochastic", "sigmoid", "none"] | None = None
+    """How a scan's logits become its weights: row_stochastic (default; the paper's Stability-Context
+    Condition), sigmoid (not divided by their sum: the paper's break condition) or none (the logits are the
+    weights)."""
+    groups: int | None = None
+    """Propagation maps of a scan, each shared by width // groups channels: the width itself (default of GSPN),
+    width // 16 (default of GSPN-DiT), or 1 (one map for all channels)."""
+    bottleneck: int | None = None
+    """Width from which a scan's maps are projected; width // 16 by default, and never below 16."""
+    merge: Literal["scalar", "channel", "linear"] | None = None
+    """How the directions' maps become one: a weight per direction (scalar, default), one per direction and
+    channel (channel), or a full linear layer (linear)."""
+    direction_skip: bool | None = None
+    """Add D_k * x to the map of direction k, with D_k projected from the bottleneck; off by default."""
+    segment: int | None = None
+    """Lines after which the scan of a local block starts anew; 2 by default."""
+    global_blocks: int | None = None
+    """How many blocks, the last ones, scan whole lines: 2 by default in a GSPN, all of them in a GSPN-DiT."""
+    time_scale: float | None = None
+    """Factor on t before its embedding, which expects about 0..1000; by default 1 with `learn_sigma` (ddpm
+    counts 0..999) and 1000 without (flow runs from 0 to 1)."""
+    checkpoint_activations: bool = False
+    """Recompute each block in the backward instead of keeping its activations: less memory, a third more
+    work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(ModelConfig):
+    """Everything that `create_model` builds from: what a run chooses, and what its data and objective decide."""
+
     input_size: int = 32
     """Height and width of the latent, in latent pixels; a multiple of the patch size."""
     in_channels: int = 4
@@ -52,46 +95,6 @@ class ModelSettings:
     """Number of classes; label `num_classes` is the null label."""
     learn_sigma: bool = True
     """Predict noise and variance (2C channels, ddpm) instead of one map (C channels, flow)."""
-    time_scale: float | None = None
-    """Factor on t before its embedding, which expects about 0..1000; by default 1 with `learn_sigma` (ddpm
-    counts 0..999) and 1000 without (flow runs from 0 to 1)."""
-    label_std: float = 0.02
-    """Standard deviation of the label embeddings at the start. At 0.02 (DiT's) a class is small beside the
-    embedding of t; 1 makes short runs learn the classes several times sooner."""
-    width: int | None = None
-    """Channels of a token."""
-    depth: int | None = None
-    """Number of blocks; a GSPN has one more in its middle, and an even depth."""
-    position: str | None = None
-    """Positional embedding: "none" (default of GSPN and GSPN-DiT), "sincos" (default of DiT) or "learned"."""
-    mlp_ratio: float | None = None
-    """Width of a DiT block's MLP over the width of a token; 4 by default. A GSPN has no MLP."""
-    mixer: str | None = None
-    """What mixes tokens: "gspn", "attention", or, as a control, "conv_attention": the GSPN module with
-    attention in place of its scan."""
-    heads: int | None = None
-    """Attention heads."""
-    scan: str | None = None
-    """"lines", or "identity": the GSPN module without its scan, h = lam * x, as a control."""
-    normalization: str | None = None
-    """How logits become the scan's weights: "row_stochastic" (default; the paper's Stability-Context Condition),
-    "sigmoid" (not divided by their sum: the paper's break condition) or "none" (the logits are the weights)."""
-    groups: int | None = None
-    """Affinity maps of a scan, a divisor of the width: the width itself (default of GSPN), width // 16
-    (default of GSPN-DiT), or 1 (one map for all channels)."""
-    bottleneck: int | None = None
-    """Width from which a scan's maps are projected; width // 16 by default, and never below 16."""
-    merge: str | None = None
-    """How the directions' maps become one: "scalar" (a weight per direction, default), "channel" (one per
-    direction and channel) or "linear" (a full linear layer)."""
-    direction_skip: bool | None = None
-    """Add D_k * x to the map of direction k, with D_k projected from the bottleneck; off by default."""
-    segment: int | None = None
-    """Lines after which the scan of a local block restarts; 2 by default."""
-    global_blocks: int | None = None
-    """How many blocks, the last ones, scan whole lines: 2 by default in a GSPN, all of them in a GSPN-DiT."""
-    checkpoint_activations: bool = False
-    """Recompute the activations of each block in the backward pass: less memory, about a third more time."""
 
     @property
     def family(self) -> str:
@@ -146,6 +149,7 @@ def _with_defaults(settings: ModelSettings) -> ModelSettings:
     is_gspn = family == "GSPN"
     resized = settings.width is not None
     defaults = {
+        "label_std": 0.02,
         "width": width,
         "depth": depth,
         "time_scale": 1.0 if settings.learn_sigma else 1000.0,
@@ -179,12 +183,11 @@ _POSITIVE = ("input_size", "in_channels", "num_classes", "width", "depth", "head
 _NOT_NEGATIVE = ("segment", "global_blocks")
 _BOOLEAN = ("learn_sigma", "direction_skip", "checkpoint_activations")
 _CHOICES = {
-    "position": POSITIONS,
-    "mixer": MIXERS,
-    "scan": SCANS,
-    "normalization": NORMALIZATIONS,
-    "merge": MERGES,
+    key: get_args(get_args(hint)[0])
+    for key, hint in get_type_hints(ModelConfig).items()
+    if get_args(hint) and get_origin(get_args(hint)[0]) is Literal
 }
+"""Setting -> the values that its annotation allows."""
 
 
 def _check_types(settings: ModelSettings) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 import eval_fid
 from gspn_dit.evaluation import digits
-from gspn_dit.evaluation.networks import Features
+from gspn_dit.evaluation.extractors import Features
 
 
 @pytest.fixture(scope="session")

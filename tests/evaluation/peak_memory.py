@@ -6,8 +6,8 @@ import sys
 
 import torch
 
-from gspn_dit.evaluation.extraction import Collector
-from gspn_dit.evaluation.networks import Features
+from gspn_dit.evaluation.extractors import Features
+from gspn_dit.evaluation.features import Collector
 from gspn_dit.evaluation.references import Reference
 from gspn_dit.evaluation.scores import Options, Stages, compute
 from gspn_dit.random import generator

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from gspn_dit.autoencoder import PixelAutoencoder
 from gspn_dit.config import parse_config
 from gspn_dit.data.mnist import load_digits
-from gspn_dit.evaluation import demo, digits, format_table, score_demo
+from gspn_dit.evaluation import demo, digits
+from gspn_dit.evaluation.demo import format_table, score_demo
 from gspn_dit.evaluation.metrics import frechet_distance, moments
-from gspn_dit.sample_file import read_settings
+from gspn_dit.latents.autoencoder import PixelAutoencoder
+from gspn_dit.sampling.sample_file import read_settings
 
 
 def config_of(samples: int):

@@ -92,7 +92,7 @@ def test_running_moments_are_those_of_the_whole(size, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
-def test_inception_score_in_runs_in_order(scale, monkeypatch):
+def test_extractors_score_in_runs_in_order(scale, monkeypatch):
     monkeypatch.setattr(metrics, "IS_SPLIT", 100)
     logits = (np.random.default_rng(1).normal(size=(300, 12)) * scale).astype(np.float32)
     assert inception_score(logits)[0] == pytest.approx(plain.inception_score(logits, 100), rel=1e-6)
@@ -115,7 +115,7 @@ def test_sizes_of_runs_and_subsets_are_adms_and_torch_fidelitys(monkeypatch):
     assert kernel_distance(x, y)[0] == pytest.approx(fidelity["kernel_inception_distance_mean"], rel=1e-6)
 
 
-def test_inception_score_of_one_class_is_one_and_of_twelve_certain_ones_twelve():
+def test_extractors_score_of_one_class_is_one_and_of_twelve_certain_ones_twelve():
     certain = np.eye(12, dtype=np.float32) * 1e4
     assert inception_score(np.tile(certain[:1], (50, 1)))[0] == pytest.approx(1, rel=1e-12)
     assert inception_score(np.tile(certain, (5, 1)))[0] == pytest.approx(12, rel=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.images import ArrayImages
+from gspn_dit.evaluation.image_sets import ArrayImages
 from gspn_dit.evaluation.metrics import Moments
 from gspn_dit.evaluation.references import check_reference, is_virtual, kept_numbers
 from tests.evaluation.conftest import Pixels, random_images, score

@@ -9,8 +9,8 @@ import torch
 
 import eval_fid
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation import golden, networks, references, verdict
-from gspn_dit.sample_file import write_samples
+from gspn_dit.evaluation import extractors, golden, references, verdict
+from gspn_dit.sampling.sample_file import write_samples
 from tests.evaluation.conftest import Pixels, random_images, score
 from tests.evaluation.test_verdict import GOOD
 from tests.sampling.conftest import make_run
@@ -178,7 +178,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match=r"cannot be downloaded \(no route to host\): fetch https://.*--inception-weights"
     ):
-        networks.find_weights(None)
+        extractors.find_weights(None)
 
 
 def test_the_golden_numbers_agree_or_differ():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gspn_dit.data.latents import DTYPE, MIRRORS, Manifest
+from gspn_dit.latents.dataset import DTYPE, MIRRORS, Manifest
 
 SCALE, SHIFT = 0.5, 0.25
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from gspn_dit import autoencoder
-from gspn_dit.autoencoder import PixelAutoencoder, create_autoencoder
 from gspn_dit.errors import UserError
+from gspn_dit.latents import autoencoder
+from gspn_dit.latents.autoencoder import PixelAutoencoder, create_autoencoder
 
 from .conftest import SCALE, SHIFT, save_vae
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from gspn_dit.data.latents import LatentDataset
 from gspn_dit.errors import UserError
+from gspn_dit.latents.dataset import LatentDataset
 
 from .conftest import SCALE, SHIFT
 

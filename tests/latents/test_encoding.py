@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 
 import encode_latents
-from gspn_dit.autoencoder import LatentAutoencoder, create_autoencoder
-from gspn_dit.data import store
-from gspn_dit.data.encoding import Encoder, float16_error, in_time
 from gspn_dit.data.images import list_images, read_image
-from gspn_dit.data.latents import DTYPE, MIRRORS, LatentDataset, read_manifest
 from gspn_dit.errors import UserError
+from gspn_dit.latents import store
+from gspn_dit.latents.autoencoder import LatentAutoencoder, create_autoencoder
+from gspn_dit.latents.dataset import DTYPE, MIRRORS, LatentDataset, read_manifest
+from gspn_dit.latents.encoding import Encoder, float16_error, in_time
+from tests.data.test_images import write_broken
 
 from .conftest import SCALE, SHIFT, picture, save_vae
-from .test_images import write_broken
 
 SIZE = 32
 """Images of these tests: latents are 4x4x4."""

@@ -101,7 +101,7 @@ def test_groups_follow_the_family():
     ("name", "overrides", "message"),
     [
         ("DiT-Q/2", {}, r"model name is 'DiT-Q/2'; expected one of GSPN-S/2, .*DiT-XL/8"),
-        ("DiT-S/2", {"widht": 8}, "'widht' is unknown; expected one of name, input_size"),
+        ("DiT-S/2", {"widht": 8}, "'widht' is unknown; expected one of name, label_std"),
         ("DiT-S/8", {"input_size": 30}, "input_size is 30; expected a multiple of 8"),
         ("DiT-S/2", {"width": 0}, "width is 0; expected an integer of 1 or more"),
         ("DiT-S/2", {"width": 64.0}, "width is 64.0; expected an integer"),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gspn_dit import create_model
-from gspn_dit.checkpoint import save_checkpoint
 from gspn_dit.config import Config, parse_config
-from gspn_dit.ema import EMA
+from gspn_dit.training.ema import EMA
+from gspn_dit.training.state import save_checkpoint
 
 
 def tiny_config(run_dir: Path, objective: str) -> Config:

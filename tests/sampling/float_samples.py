@@ -4,11 +4,12 @@ import numpy as np
 from accelerate import PartialState
 
 import sample
-from gspn_dit import errors, sample_run, sampling
-from gspn_dit.sample_file import SampleFile
+from gspn_dit import errors
+from gspn_dit.sampling import generation, request
+from gspn_dit.sampling.sample_file import SampleFile
 
 drawn: dict[str, np.ndarray] = {}
-keyed_noise = sampling.keyed_noise
+keyed_noise = generation.keyed_noise
 
 
 class Latents:
@@ -50,7 +51,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sample_run.create_autoencoder = lambda name, device: Latents()
-    sampling.keyed_noise = recorded_noise
+    request.create_autoencoder = lambda name, device: Latents()
+    generation.keyed_noise = recorded_noise
     SampleFile.merge = keep_shards
     errors.run(main)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import sample
 from gspn_dit.errors import UserError
-from gspn_dit.sample_file import read_settings
+from gspn_dit.sampling.sample_file import read_settings
 from tests.launch import ROOT, accelerate_launch
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing
-from gspn_dit.sample_file import SHARD, SampleFile, read_settings, write_samples
+from gspn_dit.sampling.sample_file import SHARD, SampleFile, read_settings, write_samples
 
 SETTINGS = {"checkpoint": "abc", "steps": 4, "cfg_interval": (0.1, 0.9), "path": "runs/a"}
 

@@ -5,9 +5,10 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 import train
-from gspn_dit import errors, training
+from gspn_dit import errors
+from gspn_dit.training import trainer
 
-create_accelerator = training.create_accelerator
+create_accelerator = trainer.create_accelerator
 
 
 def create_sharding_accelerator(*arguments) -> Accelerator:
@@ -20,5 +21,5 @@ def create_sharding_accelerator(*arguments) -> Accelerator:
 
 
 if __name__ == "__main__":
-    training.create_accelerator = create_sharding_accelerator
+    trainer.create_accelerator = create_sharding_accelerator
     errors.run(train.main)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gspn_dit import evaluation, training
+from gspn_dit.training import results, trainer
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def scored(monkeypatch) -> list[int]:
         steps.append(config.train.steps)
         return {"fid": 1.0}
 
-    monkeypatch.setattr(evaluation, "score_demo", score_demo)
-    monkeypatch.setattr(evaluation, "format_table", str)
+    monkeypatch.setattr(results, "score_demo", score_demo)
+    monkeypatch.setattr(results, "format_table", str)
     return steps
 
 
@@ -31,7 +31,7 @@ def test_results_of_fewer_steps_are_made_again(train_run, scored, monkeypatch):
     grid = run_dir / "samples/final.png"
     before = grid.read_bytes()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "finish_run", killed)
+        patch.setattr(trainer, "finish_run", killed)
         train_run("run", *settings, "train.steps=14")
     assert grid.read_bytes() == before
     train_run("run", *settings, "train.steps=14")

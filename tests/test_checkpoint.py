@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from gspn_dit import checkpoint
 from gspn_dit.checkpoint import damage, latest_checkpoint, load_model, rotate
 from gspn_dit.errors import UserError
-from gspn_dit.metrics import MetricsLog
+from gspn_dit.training import state
+from gspn_dit.training.log import MetricsLog
 from tests.training.run_state import final_state
 
 
@@ -111,7 +112,7 @@ def test_full_disk_is_reported_and_the_last_good_checkpoint_kept(train_run, monk
             raise OSError(errno.ENOSPC, "No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(state, "save_file", full)
     expected = (
         r"step 8: no checkpoint written \(.*No space left on device.*last good checkpoint is .*step_00000004"
     )

@@ -6,8 +6,7 @@ from PIL import Image
 
 from gspn_dit.data.images import UnreadableImage, center_crop, list_images, read_image
 from gspn_dit.errors import UserError
-
-from .conftest import picture
+from tests.latents.conftest import picture
 
 
 def touch(root, *paths) -> None:

@@ -10,7 +10,7 @@ from eval_fid import parse_arguments
 from gspn_dit.config import load_config
 from gspn_dit.models.settings import MODEL_NAMES, resolve_settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 LATENTS = [path for path in CONFIGS if not path.stem.startswith("demo")]
 

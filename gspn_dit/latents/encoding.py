@@ -15,11 +15,11 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from gspn_dit.autoencoder import LatentAutoencoder
 from gspn_dit.data.images import ImageFolder, UnreadableImage, read_image
-from gspn_dit.data.latents import DTYPE, MIRRORS, Manifest
-from gspn_dit.data.store import LatentStore, describe
 from gspn_dit.errors import UserError
+from gspn_dit.latents.autoencoder import LatentAutoencoder
+from gspn_dit.latents.dataset import DTYPE, MIRRORS, Manifest
+from gspn_dit.latents.store import LatentStore, describe
 from gspn_dit.progress import progress_bar
 
 

@@ -1,23 +1,18 @@
-"""Images from a trained model: batches, grids, and the npz files that the field scores."""
+"""Images from a trained model, batch by batch."""
 
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from gspn_dit.autoencoder import Autoencoder
 from gspn_dit.config import Config
 from gspn_dit.diffusion import check_sampling, create_diffusion, keyed_noise, sample
-from gspn_dit.files import replacing
+from gspn_dit.latents.autoencoder import Autoencoder
 from gspn_dit.progress import progress_bar
 from gspn_dit.random import LABELS, generator
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
-GRID_BORDER = 2
-"""Black pixels between the images of a grid."""
 
 
 def keyed_labels(indices: torch.Tensor, num_classes: int, *, seed: int, balanced: bool) -> torch.Tensor:
@@ -106,22 +101,3 @@ def check_labels(labels: torch.Tensor, num_classes: int) -> None:
         raise ValueError(
             f"labels holds {int(wrong[0])}; expected 0 to {num_classes - 1}, or {num_classes} for no class"
         )
-
-
-def save_grid(images: torch.Tensor | np.ndarray, rows: int, path: str | Path) -> None:
-    """Write images (rows * columns, H, W, 3) uint8 as one PNG, row after row; a row is a class."""
-    from PIL import Image
-
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"images: expected (n, H, W, 3) uint8, got {images.shape} {images.dtype}")
-    if rows < 1 or len(images) == 0 or len(images) % rows:
-        raise ValueError(f"rows is {rows}; expected a divisor of the {len(images)} images")
-    columns = len(images) // rows
-    height, width = (length + GRID_BORDER for length in images.shape[1:3])
-    canvas = np.zeros((rows * height + GRID_BORDER, columns * width + GRID_BORDER, 3), dtype=np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * height + GRID_BORDER, i % columns * width + GRID_BORDER
-        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
-    with replacing(path) as file:
-        Image.fromarray(canvas).save(file, format="PNG")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from gspn_dit.errors import UserError
-from gspn_dit.metrics import read_metrics, wandb_id
+from gspn_dit.training.log import read_metrics, wandb_id
 from tests.training.run_state import log_rows
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.images import open_images
+from gspn_dit.evaluation.image_sets import open_images
 from tests.evaluation.conftest import random_images
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gspn_dit.autoencoder import LatentAutoencoder
 from gspn_dit.data.images import ImageFolder
-from gspn_dit.data.latents import Manifest, read_manifest
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing
+from gspn_dit.latents.autoencoder import LatentAutoencoder
+from gspn_dit.latents.dataset import Manifest, read_manifest
 
 CHUNK = 256
 """Images of a chunk; fixed, so that a run may be resumed with another number of processes."""

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gspn_dit import sampling
-from gspn_dit.autoencoder import PixelAutoencoder
 from gspn_dit.checkpoint import load_model
-from gspn_dit.sampling import generate, keyed_labels, save_grid
+from gspn_dit.latents.autoencoder import PixelAutoencoder
+from gspn_dit.sampling import generation
+from gspn_dit.sampling.generation import generate, keyed_labels
+from gspn_dit.sampling.grids import save_grid
 
 LABELS = torch.arange(20) % 10
 NUMBERS = torch.arange(20)
@@ -37,7 +38,7 @@ class Latents:
 def test_images_do_not_depend_on_the_batch(run, request, monkeypatch):
     run = request.getfixturevalue(run)
     drawn = {}
-    keyed_noise = sampling.keyed_noise
+    keyed_noise = generation.keyed_noise
 
     def recorded(seed, numbers, shape):
         source = keyed_noise(seed, numbers, shape)
@@ -50,7 +51,7 @@ def test_images_do_not_depend_on_the_batch(run, request, monkeypatch):
 
         return noise
 
-    monkeypatch.setattr(sampling, "keyed_noise", recorded)
+    monkeypatch.setattr(generation, "keyed_noise", recorded)
     alone, sevens, sixteens = (draw(run, decoder=Latents(), batch_size=size) for size in (1, 7, 16))
     assert len(drawn) >= len(NUMBERS)
     scale = float(alone.abs().max())

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gspn_dit.autoencoder import Autoencoder, create_autoencoder
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import Config
 from gspn_dit.data import Dataset
-from gspn_dit.diffusion import default_sampler
 from gspn_dit.errors import UserError
+from gspn_dit.evaluation.demo import format_table, score_demo
 from gspn_dit.files import read_json, write_json
-from gspn_dit.metrics import plot_loss
-from gspn_dit.sampling import generate, save_grid
+from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder
+from gspn_dit.sampling.grids import draw_grid, save_grid
+from gspn_dit.training.log import plot_loss
 
 Report = Callable[[str], None]
 
@@ -35,52 +35,6 @@ def open_decoder(
         return None
 
 
-class NoDecoder:
-    """For processes that take part in sampling but write nothing."""
-
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        return torch.empty(len(z), 1, 1, 3, dtype=torch.uint8)
-
-
-def grid_classes(config: Config, num_classes: int) -> list[int]:
-    """The classes of a grid: those of the config, or ten evenly spaced."""
-    if config.sample.classes is not None:
-        return list(config.sample.classes)
-    rows = min(10, num_classes)
-    return [row * num_classes // rows for row in range(rows)]
-
-
-def draw_grid(
-    model: nn.Module, config: Config, decoder: Autoencoder | NoDecoder, device: torch.device
-) -> tuple[torch.Tensor, int]:
-    """Samples as `config.sample` says, (n, H, W, 3) uint8, and the number of rows: one per class."""
-    settings = config.sample
-    classes = grid_classes(config, model.num_classes)
-    labels = torch.tensor(classes).repeat_interleave(settings.per_class)
-    batches = generate(
-        model,
-        config,
-        decoder,
-        labels,
-        torch.arange(len(labels)),
-        seed=config.train.seed,
-        sampler=settings.sampler or default_sampler(config.diffusion.objective),
-        steps=settings.steps,
-        cfg_scale=settings.cfg_scale,
-        cfg_interval=settings.cfg_interval,
-        batch_size=settings.batch_size,
-        device=device,
-        progress=False,
-    )
-    return torch.cat([images for _, images in batches]), len(classes)
-
-
-def write_grid(images: torch.Tensor, rows: int, path: Path) -> None:
-    """Write a grid, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_grid(images, rows, path)
-
-
 def finish_run(
     config: Config, decoder: Autoencoder | None, device: torch.device, redo: bool, report: Report
 ) -> None:
@@ -97,7 +51,7 @@ def finish_run(
     final = run_dir / "samples" / "final.png"
     record = final.with_suffix(".json")
     if redo or not final.exists() or read_json(record) != source:
-        write_grid(*draw_grid(model, config, decoder, device), final)
+        save_grid(*draw_grid(model, config, decoder, device), final)
         write_json(record, source)
     report(f"samples: {final}")
     if config.data.kind == "mnist" and config.eval.samples > 0:
@@ -108,8 +62,6 @@ def score(
     model: nn.Module, config: Config, decoder: Autoencoder, device: torch.device, source: dict, redo: bool
 ) -> str:
     """The score table of a model of digits; scores.json keeps its numbers and `source`."""
-    from gspn_dit.evaluation import format_table, score_demo
-
     path = Path(config.run_dir) / "scores.json"
     scores = read_json(path)
     if redo or scores is None or not source.items() <= scores.items():

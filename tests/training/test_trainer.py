@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gspn_dit import training
 from gspn_dit.checkpoint import latest_checkpoint, load_model
 from gspn_dit.config import TrainConfig
 from gspn_dit.data.batches import Batches
 from gspn_dit.data.mnist import Digits
-from gspn_dit.ema import EMA, decay_at
 from gspn_dit.errors import UserError
-from gspn_dit.training import STOPPED, Trainer, learning_rate
+from gspn_dit.training import trainer
+from gspn_dit.training.ema import EMA, decay_at
+from gspn_dit.training.trainer import STOPPED, Trainer, learning_rate
 from tests.training.run_state import final_state, log_rows
 
 RATE = TrainConfig(steps=110, batch_size=1, learning_rate=2.0, warmup_steps=10, min_learning_rate=1.0)
@@ -260,7 +260,7 @@ def test_a_changed_config_is_refused(train_run, override, message):
 
 
 def test_a_folder_in_use_is_refused(train_run, tmp_path):
-    with training.claimed(tmp_path / "run"), pytest.raises(UserError, match="in use by another process"):
+    with trainer.claimed(tmp_path / "run"), pytest.raises(UserError, match="in use by another process"):
         train_run("run")
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gspn_dit.diffusion import SAMPLERS, create_diffusion, default_sampler, keyed_noise, sample
+from gspn_dit.diffusion.guidance import guided
 from gspn_dit.diffusion.samplers import respaced, spaced_steps
-from gspn_dit.diffusion.sampling import guided
 from gspn_dit.models import create_model
 
 DDPM = create_diffusion("ddpm")

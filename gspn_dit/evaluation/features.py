@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.images import Images
+from gspn_dit.evaluation.extractors import Features, Network
+from gspn_dit.evaluation.image_sets import Images
 from gspn_dit.evaluation.metrics import ROWS, Moments, RunningMoments
-from gspn_dit.evaluation.networks import Features, Network
 
 
 @dataclass(frozen=True)

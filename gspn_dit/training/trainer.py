@@ -16,36 +16,36 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from gspn_dit.assembly import (
+from gspn_dit.checkpoint import (
+    find_checkpoint,
+    latest_checkpoint,
+    newest_undamaged,
+    read_state,
+    rotate,
+    weights_file,
+)
+from gspn_dit.config import Config, TrainConfig, load_config, save_config
+from gspn_dit.data.batches import Batch, Batches
+from gspn_dit.errors import UserError
+from gspn_dit.files import claimed
+from gspn_dit.models.weights import load_weights
+from gspn_dit.processes import on_main_process
+from gspn_dit.progress import progress_bar
+from gspn_dit.sampling.grids import NoDecoder, draw_grid, save_grid
+from gspn_dit.training.build import (
     block_classes,
     build_diffusion,
     build_model,
     create_accelerator,
+    create_dataset,
     create_optimizer,
     fit_to_data,
 )
-from gspn_dit.checkpoint import (
-    find_checkpoint,
-    latest_checkpoint,
-    load_training_state,
-    load_weights,
-    newest_undamaged,
-    read_state,
-    rotate,
-    save_checkpoint,
-    weights_file,
-)
-from gspn_dit.config import Config, TrainConfig, load_config, save_config
-from gspn_dit.data import create_dataset
-from gspn_dit.data.batches import Batch, Batches
-from gspn_dit.ema import EMA
-from gspn_dit.errors import UserError
-from gspn_dit.files import claimed
-from gspn_dit.metrics import MetricsLog
-from gspn_dit.processes import on_main_process
-from gspn_dit.progress import progress_bar
-from gspn_dit.results import NoDecoder, draw_grid, finish_run, open_decoder, write_grid
-from gspn_dit.resume import check_same_data, check_same_run, describe_dataset
+from gspn_dit.training.ema import EMA
+from gspn_dit.training.log import MetricsLog
+from gspn_dit.training.results import finish_run, open_decoder
+from gspn_dit.training.resume import check_same_data, check_same_run, describe_dataset
+from gspn_dit.training.state import load_training_state, save_checkpoint
 
 STOPPED = 143
 """Exit status after SIGTERM: 128 + 15."""
@@ -247,7 +247,7 @@ class Trainer:
         with self.clock.paused(), self.ema.swapped():
             images, rows = draw_grid(self.model, self.config, self.decoder, self.accelerator.device)
         if self.main:
-            write_grid(images, rows, self.run_dir / "samples" / f"step_{self.step:08d}.png")
+            save_grid(images, rows, self.run_dir / "samples" / f"step_{self.step:08d}.png")
 
     def save(self) -> None:
         """Write a checkpoint and drop the oldest; `UserError` when it cannot be written."""

@@ -12,8 +12,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.cache import content_key
-from gspn_dit.files import sha256
+from gspn_dit.files import content_key, sha256
 
 LOSSY = {".jpg", ".jpeg", ".webp"}
 SUFFIXES = {".png", ".bmp", ".ppm", ".tif", ".tiff", *LOSSY}

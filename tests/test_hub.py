@@ -14,7 +14,7 @@ from gspn_dit.config import load_config
 from gspn_dit.errors import UserError
 from gspn_dit.models import GSPN, DiT
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gspn_b2.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "gspn_b2.yaml"
 TINY = {"input_size": 8, "in_channels": 1, "num_classes": 3, "width": 16, "depth": 2}
 
 

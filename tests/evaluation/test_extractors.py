@@ -9,9 +9,9 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from gspn_dit.evaluation import metrics
-from gspn_dit.evaluation.extraction import extract
-from gspn_dit.evaluation.images import open_images
-from gspn_dit.evaluation.networks import PUBLISHED_HASH, Inception
+from gspn_dit.evaluation.extractors import PUBLISHED_HASH, Inception
+from gspn_dit.evaluation.features import extract
+from gspn_dit.evaluation.image_sets import open_images
 from tests.evaluation import plain
 from tests.evaluation.conftest import random_images, score
 from tests.training.test_processes import accelerate_launch

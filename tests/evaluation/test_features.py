@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.extraction import extract
-from gspn_dit.evaluation.images import ArrayImages
+from gspn_dit.evaluation.features import extract
+from gspn_dit.evaluation.image_sets import ArrayImages
 from tests.evaluation.conftest import Pixels, random_images
 
 
@@ -48,7 +48,7 @@ def test_two_processes_gather_by_number(count, batch_size, accelerator):
 
 
 def test_features_are_kept_by_number(accelerator, monkeypatch):
-    monkeypatch.setattr("gspn_dit.evaluation.extraction.ROWS", 16)
+    monkeypatch.setattr("gspn_dit.evaluation.features.ROWS", 16)
     images = ArrayImages(random_images(50, 0), "random")
     kept = np.array([0, 6, 7, 31, 49])
     some = extract(images, Pixels(), accelerator, batch_size=7, kept=kept)

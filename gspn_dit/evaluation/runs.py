@@ -6,9 +6,10 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.cache import content_key
+from gspn_dit.evaluation.scores import Options, check_inputs, score_files
 from gspn_dit.evaluation.verdict import PRESETS
-from gspn_dit.sample_run import Request, Resolved, sample_file
+from gspn_dit.files import content_key
+from gspn_dit.sampling.request import Request, Resolved, sample_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +98,15 @@ def sample_run(resolved: Resolved, options: RunOptions, accelerator: Accelerator
     accelerator.print(f"samples: {path}")
     sample_file(resolved, num, labels, path, accelerator)
     return path
+
+
+def score_run(
+    run: Path, reference: str, sampling: RunOptions, options: Options, accelerator: Accelerator
+) -> dict | None:
+    """Sample what is missing of a run's samples, then score them; see `score_files`.
+
+    Whatever can be refused is refused before a weight is loaded.
+    """
+    resolved, sampling = resolve(run, sampling)
+    check_inputs(reference, options, accelerator)
+    return score_files(sample_run(resolved, sampling, accelerator), reference, options, accelerator)

@@ -11,14 +11,15 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from gspn_dit.autoencoder import Autoencoder, create_autoencoder
 from gspn_dit.checkpoint import find_checkpoint, load_model, read_state
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
 from gspn_dit.errors import UserError
+from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder
 from gspn_dit.processes import on_main_process
-from gspn_dit.sample_file import SampleFile
-from gspn_dit.sampling import generate, keyed_labels, save_grid
+from gspn_dit.sampling.generation import generate, keyed_labels
+from gspn_dit.sampling.grids import save_grid
+from gspn_dit.sampling.sample_file import SampleFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ class Resolved:
         device: torch.device,
         progress: bool = True,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """`gspn_dit.sampling.generate` with the request's choices."""
+        """`gspn_dit.sampling.generation.generate` with the request's choices."""
         request = self.request
         return generate(
             model,
@@ -156,7 +157,6 @@ def sample_grid(
     labels = torch.tensor(classes).repeat_interleave(per_class)
     batches = resolved.generate(model, autoencoder, labels, torch.arange(len(labels)), device)
     images = torch.cat([images for _, images in batches])
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(images, len(classes), path)
 
 

@@ -1,4 +1,4 @@
-"""The parts of a run, made from its config; whatever does not fit together is a `UserError`."""
+"""The parts of a training, built from its config; whatever does not fit together is a `UserError`."""
 
 import dataclasses
 import warnings
@@ -9,12 +9,22 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from gspn_dit.config import Config, TrainConfig
+from gspn_dit.config import Config, DataConfig, TrainConfig
 from gspn_dit.data import Dataset
+from gspn_dit.data.mnist import Digits
 from gspn_dit.diffusion import Diffusion, check_sampling, create_diffusion, default_sampler
 from gspn_dit.errors import UserError
-from gspn_dit.models import create_model
+from gspn_dit.latents.dataset import LatentDataset
+from gspn_dit.models.networks import create_model
 from gspn_dit.random import WEIGHTS, seed_of
+
+
+def create_dataset(config: DataConfig) -> Dataset:
+    """The training set that `config.kind` names.
+
+    Raises `UserError` when its folder is missing or not what encode_latents.py makes.
+    """
+    return Digits() if config.kind == "mnist" else LatentDataset(config.path)
 
 
 def fit_to_data(config: Config, dataset: Dataset) -> Config:

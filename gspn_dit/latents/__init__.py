@@ -1,0 +1,1 @@
+"""Images as latents: the autoencoder, the folder that encode_latents.py fills, and training from it."""

@@ -1,0 +1,167 @@
+"""Weights in the hub's usual form: config.json, model.safetensors and a card (README.md) in one folder.
+
+Not huggingface_hub's PyTorchModelHubMixin. Its `from_pretrained` gives the class that it is called on, whatever
+network config.json describes; fills what it can of a model that the weights do not fit (`strict=False`), in
+silence; takes a pickle where safetensors are missing; and leaves the card of an earlier model in the folder.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from gspn_dit.errors import UserError
+from gspn_dit.files import replacing
+
+WEIGHTS = "model.safetensors"
+FILES = (WEIGHTS, "config.json", "config.yaml", "state.json", "README.md")
+"""What a released folder may hold: the last three but the card are those of a run (see gspn_dit/hub.py)."""
+
+CARD = """\
+---
+license: apache-2.0
+library_name: gspn-dit
+pipeline_tag: unconditional-image-generation
+tags: [diffusion, class-conditional, gspn]
+---
+
+# {name}
+
+Class-conditional diffusion model of {channels}x{size}x{size} {space}: {classes} classes, {millions:.1f}M
+parameters.
+{training}
+```python
+from gspn_dit.hub import from_pretrained
+
+model = from_pretrained("FOLDER_OR_HUB_ID")
+prediction = model(x, t, y)  # x (B, {channels}, {size}, {size}); t (B,); y (B,), {classes} for no class
+```
+"""
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder of this name, or that of a model on the hub, downloaded; `UserError` when there is neither."""
+    return Path(name) if Path(name).is_dir() else download(str(name))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings in config.json; OSError or ValueError when there are none."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def write_weights(model: nn.Module, folder: Path) -> None:
+    """config.json and model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_text(folder / "config.json", json.dumps(model.config, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def card(model: nn.Module, training: str = "") -> str:
+    """The model card; `training` says how the model came to be."""
+    return CARD.format(
+        name=model.config["name"],
+        classes=model.num_classes,
+        millions=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        channels=model.in_channels,
+        size=model.input_size,
+        space="pixels" if model.in_channels in (1, 3) else "latents",
+        training=training,
+    )
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model, sharded or not, from a safetensors file; `UserError` when they do not belong together."""
+    try:
+        source = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read weights {path}: {error}") from error
+    target = model.state_dict()
+    for name in sorted(target.keys() | source.keys()):
+        expected, found = (list(side[name].shape) if name in side else "none" for side in (target, source))
+        if expected != found:
+            raise UserError(f"{path} is of another model: for {name} it has {found}, expected {expected}")
+        target[name].copy_(shard_like(source[name], target[name]))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor gathered from its shards, on the CPU; every process must call this."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+
+
+def shard_like(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A whole tensor with the device and the sharding of `target`."""
+    source = source.to(target.device)
+    if isinstance(target, DTensor):
+        return distribute_tensor(source, target.device_mesh, target.placements)
+    return source
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a repository on the hub: ORG/NAME."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+
+
+def download(name: str) -> Path:
+    """The files of a model on the hub; `UserError` when it is not there or cannot be reached."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+    unknown = f"no such run or checkpoint: {name}; give a folder that train.py made, or a hub id"
+    if not is_hub_id(name) or Path(name).parent.is_dir():  # a slip in the name of a folder here is no hub id
+        raise UserError(unknown)
+    try:
+        HfApi().model_info(
+            name, timeout=10
+        )  # one question first: without a network a download retries for long
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UserError(f"{unknown} ({first_line(error)})") from error
+    except (OSError, HTTPError) as error:
+        return cached(name, f"{unknown} (no such folder, and the hub cannot be reached: {first_line(error)})")
+
+
+def cached(name: str, otherwise: str) -> Path:
+    """The files of a model downloaded earlier; `UserError(otherwise)` when there are none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except OSError as error:
+        raise UserError(otherwise) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def upload(folder: str | Path, repository: str, *, private: bool = False) -> str:
+    """Create the repository unless it exists, and upload the folder; the address on the hub.
+
+    Raises `UserError` when the hub cannot be reached or does not allow it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload model")
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise UserError(
+            f"cannot upload to {repository} ({first_line(error)}): log in by `hf auth login`, and try again"
+        ) from error
+    return str(address)

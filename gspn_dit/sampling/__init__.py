@@ -1,0 +1,1 @@
+"""Sampling: from a run to grids and sample files."""

@@ -1,0 +1,81 @@
+"""The state of a training in its checkpoints: written from all processes, and read back."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from gspn_dit.checkpoint import Writer, checkpoint_name, read_state
+from gspn_dit.config import Config, save_config
+from gspn_dit.models.weights import load_weights, shard_like, whole
+from gspn_dit.training.ema import EMA
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save_checkpoint(
+    run_dir: str | Path,
+    *,
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA,
+    state: dict[str, Any],
+    main: bool = True,
+) -> str | None:
+    """Write a checkpoint for `state["step"]`; return what went wrong, None when all went well.
+
+    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (full disk)
+    leaves no trace and raises nothing, so that the processes stay together.
+    """
+    folder = Path(run_dir) / "checkpoints" / checkpoint_name(state["step"])
+    writer = Writer(folder) if main else None
+    for name, gather in (
+        ("model.safetensors", lambda: model_tensors(model)),
+        ("optimizer.safetensors", lambda: optimizer_tensors(model, optimizer)),
+        ("ema.safetensors", lambda: model_tensors(model)),
+    ):
+        with ema.swapped() if name.startswith("ema") else contextlib.nullcontext():
+            tensors = gather()
+            if writer:
+                writer.attempt(name, lambda path, tensors=tensors: save_file(tensors, path))
+    if not writer:
+        return None
+    writer.attempt("config.yaml", lambda path: save_config(config, path))
+    return writer.finish(state)
+
+
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's moments under the parameters' names."""
+    return {
+        f"{moment}.{name}": whole(optimizer.state[parameter][moment])
+        for name, parameter in model.named_parameters()
+        for moment in MOMENTS
+    }
+
+
+@torch.no_grad()
+def load_training_state(
+    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA
+) -> dict[str, Any]:
+    """Fill model, optimiser and EMA from a checkpoint; return its state.json."""
+    state = read_state(folder)
+    load_weights(model, folder / "ema.safetensors")
+    ema.copy_from_model()
+    load_weights(model, folder / "model.safetensors")
+    moments = load_file(folder / "optimizer.safetensors")
+    groups = optimizer.state_dict()
+    groups["state"] = {
+        index: {moment: shard_like(moments[f"{moment}.{name}"], parameter) for moment in MOMENTS}
+        | {"step": torch.tensor(float(state["step"]))}
+        for index, (name, parameter) in enumerate(model.named_parameters())
+    }
+    optimizer.load_state_dict(groups)
+    return state
