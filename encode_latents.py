@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
 
+    # Speed: `--help` and a rejected argument answer without waiting for torch.
     import torch
     from accelerate import PartialState
 
@@ -89,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = LatentStore(arguments.out)
     # Processes may wait for the slowest one for longer than the ten minutes that NCCL allows.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    if state.is_main_process:
+        print("".join(f"{note}\n" for note in images.notes), end="", flush=True)
     manifest = Encoder(
         images=images,
         store=store,
@@ -111,6 +114,7 @@ def default_workers(state: "PartialState") -> int:
 
 def report(manifest: "Manifest", folder: Path) -> None:
     """Say what there is now, and what was skipped."""
+    # Speed: as above.
     from gspn_dit.latents.encoding import in_bytes
 
     encoded = manifest.images - manifest.skipped

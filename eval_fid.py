@@ -109,6 +109,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def check_leaderboard(results: Path) -> None:
     """Raise `UserError` for a leaderboard that nothing could be added to."""
+    # Speed: see `main`.
     from gspn_dit.evaluation.leaderboard import read_entries
 
     if results.exists():
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leaderboard(Path(arguments.results))
     if arguments.compare:
         return compare(arguments.compare)
+    # Speed: `--help`, a rejected argument and the leaderboard answer without waiting for torch.
     from gspn_dit.sampling.request import connect
 
     accelerator = connect()
@@ -146,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def score(arguments: argparse.Namespace, accelerator) -> dict | None:
     """Score samples, or a run, of which what is missing is sampled first."""
+    # Speed: see `main`.
     from gspn_dit.evaluation.runs import RunOptions, is_run, score_run
     from gspn_dit.evaluation.scores import score_files
 
@@ -170,6 +173,7 @@ def score(arguments: argparse.Namespace, accelerator) -> dict | None:
 
 
 def options(arguments: argparse.Namespace, stated: dict):
+    # Speed: see `main`.
     from gspn_dit.evaluation.scores import Options
 
     return Options(
@@ -200,6 +204,7 @@ def refuse_run_options(arguments: argparse.Namespace) -> None:
 
 def report(result: dict, arguments: argparse.Namespace) -> None:
     """Print the scores; write and record them where asked."""
+    # Speed: see `main`.
     from gspn_dit.evaluation.leaderboard import record
     from gspn_dit.evaluation.scores import format_scores
     from gspn_dit.files import replacing
@@ -217,6 +222,7 @@ def report(result: dict, arguments: argparse.Namespace) -> None:
 
 def golden(arguments: argparse.Namespace, accelerator) -> int:
     """Exit status 1 where the numbers are not ADM's."""
+    # Speed: see `main`.
     from gspn_dit.evaluation.golden import check_files, golden
 
     folder = Path(arguments.golden)
@@ -233,6 +239,7 @@ def golden(arguments: argparse.Namespace, accelerator) -> int:
 
 def compare(runs: Sequence[str]) -> int:
     """Print the demo scores of runs as one table."""
+    # Speed: see `main`.
     from gspn_dit.evaluation import demo
 
     print(demo.compare(runs))
@@ -241,6 +248,7 @@ def compare(runs: Sequence[str]) -> int:
 
 def leaderboard(results: Path) -> int:
     """Print the table and draw the chart."""
+    # Speed: see `main`.
     from gspn_dit.evaluation.chart import draw
     from gspn_dit.evaluation.leaderboard import markdown, measured_rows, published_rows
 

@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if interval is not None and len(interval) != 2:
         raise UserError(f"--cfg-interval {arguments.cfg_interval}: expected two numbers, LOW,HIGH")
     # Only now: torch takes seconds to load.
+    # Speed: `--help` and a rejected argument answer without waiting for torch.
     from gspn_dit.sampling.grids import grid_classes
     from gspn_dit.sampling.request import Request, connect, sample_file, sample_grid
 

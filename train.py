@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the arguments, then train; the exit status."""
     arguments = parse_arguments(argv)
     config = load_config(arguments.config, arguments.overrides)
-    from gspn_dit.training.trainer import train  # after the config is found good: torch takes seconds to load
+    # Speed: a bad config is rejected without waiting for torch.
+    from gspn_dit.training.trainer import train
 
     return train(config)
 

@@ -11,9 +11,30 @@ from PIL import Image
 
 from gspn_dit.errors import UserError
 
+NAMED = 3
+"""Files left out that a line names; it counts them all."""
+
 
 class UnreadableImage(Exception):
     """An image that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a folder; paths are relative to it, with forward slashes, and sorted."""
+
+    images: list[str]
+    folders: list[str]
+    """The folders directly below, hidden ones left out."""
+    left_out: list[str]
+    """Hidden files and folders, files that are no images, and folders that a link led to a second time."""
+
+    def left_out_line(self) -> str | None:
+        """One line that counts what was left out and names some of it; None where there is nothing."""
+        if not self.left_out:
+            return None
+        named = ", ".join(self.left_out[:NAMED]) + (", ..." if len(self.left_out) > NAMED else "")
+        return f"left out {len(self.left_out):,} files or folders, hidden or no images: {named}"
 
 
 @dataclass(frozen=True)
@@ -26,18 +47,22 @@ class ImageFolder:
     labels: list[int]
     class_names: list[str]
     """The sorted names of the folders directly below root; root's own name when the images lie in it."""
+    notes: list[str]
+    """Lines to be shown: what was left out, and class folders without an image."""
 
 
 def list_images(root: str | Path) -> ImageFolder:
     """Find every image below `root`: root/class/**/image, or all images directly in root as one class.
 
-    A file is an image when Pillow knows its extension; hidden files and folders do not count, links do.
+    A class folder without an image keeps its number, so that no label depends on what other classes hold.
     Raises `UserError` when there are no images, or when some lie beside the class folders.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"image folder {root} does not exist: expected class folders of images, or images")
-    paths = sorted(find_images(root))
+    found = find_images(root)
+    paths, note = found.images, found.left_out_line()
+    notes = [f"{root}: {note}"] if note else []
     if not paths:
         raise UserError(f"image folder {root} holds no image that Pillow knows by its extension")
     flat = [path for path in paths if "/" not in path]
@@ -46,29 +71,46 @@ def list_images(root: str | Path) -> ImageFolder:
             f"image folder {root} holds images beside its class folders, e.g. {flat[0]}: "
             "move them into a class folder"
         )
-    classes = [root.resolve().name if flat else path.split("/")[0] for path in paths]
-    class_names = sorted(set(classes))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    return ImageFolder(root, paths, [numbers[name] for name in classes], class_names)
+    if flat:
+        return ImageFolder(root, paths, [0] * len(paths), [root.resolve().name], notes)
+    numbers = {name: number for number, name in enumerate(found.folders)}
+    labels = [numbers[path.split("/")[0]] for path in paths]
+    for name in sorted(numbers.keys() - {path.split("/")[0] for path in paths}):
+        notes.append(
+            f"{root}: class folder {name} holds no image; it keeps its number, {numbers[name]}: remove it if "
+            "it is no class"
+        )
+    return ImageFolder(root, paths, labels, found.folders, notes)
 
 
-def find_images(root: Path) -> list[str]:
-    """Relative paths of the images below root, unsorted; a folder reached twice through links counts once."""
+def find_images(root: Path) -> Listing:
+    """Every image below root: the one rule of what counts, for encoding, training and scoring alike.
+
+    A file is an image when Pillow knows its extension; hidden files and folders do not count, links do, and a
+    folder reached twice through links counts once. `UserError` for a folder that cannot be read.
+    """
     extensions = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    seen = set()
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    seen, images, left_out, top = set(), [], [], []
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse_unreadable):
+        relative = Path(folder).relative_to(root)
         real = os.path.realpath(folder)
         if real in seen:
+            left_out.append(relative.as_posix())
             subfolders.clear()
             continue
         seen.add(real)
-        relative = Path(folder).relative_to(root)
+        left_out += [(relative / name).as_posix() for name in subfolders if name.startswith(".")]
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        top = top or (list(subfolders) if Path(folder) == root else [])
         for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions:
-                found.append((relative / name).as_posix())
-    return found
+            counts = not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions
+            (images if counts else left_out).append((relative / name).as_posix())
+    return Listing(sorted(images), top, sorted(left_out))
+
+
+def refuse_unreadable(error: OSError) -> None:
+    """A folder that os.walk cannot list; by itself it would leave out whatever lies there."""
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:

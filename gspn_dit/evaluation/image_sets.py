@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
+from PIL import Image
 
+from gspn_dit.data.images import find_images
 from gspn_dit.errors import UserError
 from gspn_dit.files import content_key, sha256
 
-LOSSY = {".jpg", ".jpeg", ".webp"}
-SUFFIXES = {".png", ".bmp", ".ppm", ".tif", ".tiff", *LOSSY}
+LOSSLESS = {".png", ".apng", ".bmp", ".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".tga", ".pcx"}
+"""Formats that keep 8-bit RGB as it is; all others count as lossy."""
 # NotImplementedError, a RuntimeError, is zipfile's word for a compression that it does not know.
 DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 """What reading an archive raises when its bytes are not those that were written, or are encrypted."""
@@ -29,6 +31,8 @@ class Images(Protocol):
     """Height and width."""
     lossy: bool
     """Whether some came through a format that changes pixels."""
+    note: str | None
+    """A line to be shown: what was left out."""
 
     def __len__(self) -> int: ...
 
@@ -56,6 +60,7 @@ class ArrayImages:
     """Images in memory, (n, H, W, 3) uint8."""
 
     lossy = False
+    note = None
 
     def __init__(self, array: np.ndarray, name: str) -> None:
         self.array, self.name = array, name
@@ -72,16 +77,17 @@ class ArrayImages:
 
 
 class FolderImages:
-    """Every image below a folder, in the order of the paths."""
+    """Every image below a folder (see `gspn_dit.data.images.find_images`), in the order of the paths."""
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
-        self.files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        found = find_images(folder)
+        self.files = [folder / path for path in found.images]
         if not self.files:
-            raise UserError(
-                f"{folder} holds no images: expected {', '.join(sorted(SUFFIXES))} in it or below"
-            )
-        self.lossy = any(file.suffix.lower() in LOSSY for file in self.files)
+            raise UserError(f"{folder} holds no images: expected files that Pillow reads, in it or below")
+        note = found.left_out_line()
+        self.note = f"{folder}: {note}" if note else None
+        self.lossy = any(file.suffix.lower() not in LOSSLESS for file in self.files)
         self.size = self.open(self.files[0]).shape[:2]
 
     def __len__(self) -> int:
@@ -100,8 +106,6 @@ class FolderImages:
 
     def open(self, file: Path) -> np.ndarray:
         """One image as (H, W, 3) uint8."""
-        from PIL import Image
-
         try:
             with Image.open(file) as image:
                 if image.mode[0] in "IF":  # Pillow would clip what is beyond 255
@@ -121,6 +125,7 @@ class NpzImages:
     """
 
     lossy = False
+    note = None
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -181,6 +181,7 @@ def kernel_distance(samples: np.ndarray, references: np.ndarray) -> tuple[float,
 
     Its kernel, estimator, subsets and seed, in float64. With fewer samples or references, subsets shrink.
     """
+    # Speed: torch-fidelity takes a second, and the demo's FID does without it.
     from torch_fidelity.metric_kid import kernel_mmd
 
     size = min(KID_SUBSET_SIZE, len(samples), len(references))

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from gspn_dit.data.mnist import load_digits
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.extractors import Network
 from gspn_dit.evaluation.features import Statistics, extract
@@ -76,6 +77,8 @@ def load_reference(
         if is_statistics(file):
             return with_images(file, network, accelerator, batch_size)
     images = held_out_digits() if path == HELD_OUT else open_images(path)
+    if images.note:
+        accelerator.print(images.note)
     statistics = cached(images, network, accelerator, batch_size)
     if statistics is None:
         return None
@@ -92,8 +95,6 @@ def load_reference(
 
 
 def held_out_digits() -> ArrayImages:
-    from gspn_dit.data.mnist import load_digits
-
     return ArrayImages(
         np.repeat(load_digits("heldout")[0][..., None], 3, axis=3), "the 1,000 held-out digits"
     )

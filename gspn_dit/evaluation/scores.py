@@ -73,6 +73,8 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
     Raises `UserError` for whatever is wrong with an input, where possible before a network is loaded.
     """
     images = open_images(samples)
+    if images.note:
+        accelerator.print(images.note)
     description = describe_samples(samples, images, options.stated)
     check_inputs(reference, options, accelerator)
     with accelerator.main_process_first():  # the first may have to train it

@@ -103,6 +103,7 @@ def hash_weights(module: torch.nn.Module) -> str:
 
 def load_vae(name: str) -> Any:
     """AutoencoderKL from a folder, the hub's cache, or the hub, in that order."""
+    # Speed: a second to import, and a decoder in a folder needs none of it.
     from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 
     if Path(name).is_dir():
@@ -131,6 +132,7 @@ def find_on_hub(name: str) -> str:
     One question is asked of the hub before any download: without a network it fails at once, a download only
     after half a minute of retries.
     """
+    # Speed: as above.
     from huggingface_hub import HfApi, snapshot_download
 
     files = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"]
@@ -148,6 +150,7 @@ def find_on_hub(name: str) -> str:
 def load_files(folder: str, name: str) -> Any:
     """AutoencoderKL from a folder in diffusers' format; every weight must be there."""
     check_class(Path(folder), name)
+    # Speed: diffusers takes seconds, and runs on pixels never ask for it.
     from diffusers import AutoencoderKL
     from safetensors import SafetensorError
 

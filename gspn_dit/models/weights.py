@@ -117,6 +117,7 @@ def is_hub_id(name: str) -> bool:
 
 def download(name: str) -> Path:
     """The files of a model on the hub; `UserError` when it is not there or cannot be reached."""
+    # Speed: a second to import, and weights in a folder need none of it.
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
@@ -136,6 +137,7 @@ def download(name: str) -> Path:
 
 def cached(name: str, otherwise: str) -> Path:
     """The files of a model downloaded earlier; `UserError(otherwise)` when there are none."""
+    # Speed: as above.
     from huggingface_hub import snapshot_download
 
     try:
@@ -153,6 +155,7 @@ def upload(folder: str | Path, repository: str, *, private: bool = False) -> str
 
     Raises `UserError` when the hub cannot be reached or does not allow it.
     """
+    # Speed: as above.
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError
 

@@ -67,6 +67,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def open_tensorboard(config: Config, step: int) -> Any:
+    # Speed: tensorboard takes a second, and a run may do without it.
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(Path(config.run_dir) / "tensorboard", purge_step=step + 1)
@@ -85,6 +86,7 @@ def wandb_id(run_dir: Path) -> str:
 
 def open_wandb(config: Config) -> Any:
     try:
+        # Optional: installed by those who use it.
         import wandb
     except ImportError as error:
         raise UserError("train.wandb needs wandb: pip install wandb, or leave it null") from error
@@ -100,6 +102,7 @@ def open_wandb(config: Config) -> Any:
 
 def plot_loss(run_dir: str | Path) -> Path:
     """Draw loss.png from metrics.jsonl: each row, and a running mean over a twentieth of the run."""
+    # Speed: matplotlib takes a second, and is used once, at the end.
     from matplotlib.figure import Figure
 
     run_dir = Path(run_dir)

@@ -1,5 +1,8 @@
 """Image folders: which images there are, how each mode becomes RGB, ADM's crop, what is unreadable."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -163,3 +166,36 @@ def test_an_unreadable_image_says_why_in_one_line(tmp_path, kind):
     with pytest.raises(UnreadableImage) as caught:
         read_image(tmp_path / "image.png", 64 if kind != "thread" else 1024)
     assert str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_class_without_images_keeps_its_number_and_is_named(tmp_path):
+    touch(tmp_path, "a/1.png", "c/2.png")
+    (tmp_path / "b").mkdir()
+    images = list_images(tmp_path)
+    assert (images.labels, images.class_names) == ([0, 2], ["a", "b", "c"])
+    assert images.notes == [
+        f"{tmp_path}: class folder b holds no image; it keeps its number, 1: remove it if it is no class"
+    ]
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+    touch(tmp_path, "a/1.png", "a/.1.png", "a/notes.txt", ".cache/2.png", "z.json")
+    assert list_images(tmp_path).notes == [
+        f"{tmp_path}: left out 4 files or folders, hidden or no images: .cache, a/.1.png, a/notes.txt, ..."
+    ]
+    touch(tmp_path / "clean", "a/1.png")
+    assert list_images(tmp_path / "clean").notes == []
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.png", "b/2.png")
+    listed = os.scandir
+
+    def closed(path):
+        if str(path).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"cannot read the folder .*b: Permission denied"):
+        list_images(tmp_path)

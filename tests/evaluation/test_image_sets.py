@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gspn_dit.data.images import find_images
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.image_sets import open_images
 from tests.evaluation.conftest import random_images
@@ -165,3 +166,17 @@ def test_what_cannot_be_read_is_told_in_one_line(name, make, message, tmp_path):
         images = open_images(tmp_path / name)
         images.read(0, len(images))
     assert message in str(caught.value)
+
+
+def test_a_folder_is_read_by_the_rule_of_encoding(tmp_path):
+    folder = tmp_path / "samples"
+    write_folder(folder, random_images(3, 0))
+    (folder / ".ipynb_checkpoints").mkdir()
+    Image.fromarray(random_images(1, 1)[0]).save(folder / ".ipynb_checkpoints" / "copy.png")
+    (folder / "._000.png").write_bytes(b"Mac OS X")
+    images = open_images(folder)
+    assert len(images) == 3
+    assert images.note == (
+        f"{folder}: left out 2 files or folders, hidden or no images: ._000.png, .ipynb_checkpoints"
+    )
+    assert [folder / path for path in find_images(folder).images] == images.files
