@@ -37,10 +37,18 @@ class DiffusionConfig:
 class DataConfig:
     """What is learned from."""
 
-    kind: Literal["mnist", "latents"]
-    """mnist: 4,000 digits as 32x32 pixels; latents: a folder made by encode_latents.py."""
+    kind: Literal["mnist", "latents", "images"]
+    """mnist: 4,000 digits as 32x32 pixels; latents: a folder made by encode_latents.py; images: pixels of an
+    image folder, without an autoencoder."""
     path: str | None = None
-    """The folder of latents."""
+    """The folder: of latents; or of images, with train/ and test/ or without, classes as folders, or no classes
+    (then they are all of one)."""
+    size: int | None = None
+    """Side of the pixels (images only): images are cropped and scaled to it as for encode_latents.py."""
+    flip: bool = True
+    """Mirror half of the training images (images only; latents always are, digits never)."""
+    held_out: float = 0.1
+    """Share of each class never trained on (images only), where the folder has no test/; 0 for none."""
     autoencoder: str | None = None
     """Decoder for sample grids: a hub id or folder in diffusers' format; null for pixels, or to take the
     latents' own."""
@@ -159,6 +167,8 @@ SEEDS = 2**63
 
 # (key, whether a value is good, what was expected)
 RULES = (
+    ("data.size", lambda v: v is None or v >= 1, "at least 1, or null"),
+    ("data.held_out", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.steps", lambda v: v >= 1, "at least 1"),
     ("train.batch_size", lambda v: v >= 1, "at least 1"),
     ("train.micro_batch", lambda v: v is None or v >= 1, "at least 1, or null"),
@@ -270,8 +280,19 @@ def check(config: Config) -> None:
     if train.micro_batch is not None and train.batch_size % min(train.micro_batch, train.batch_size):
         expected = f"a divisor of train.batch_size, {train.batch_size}"
         raise UserError(f"train.micro_batch: expected {expected}, got {train.micro_batch}")
-    if config.data.kind == "latents" and config.data.path is None:
+    check_data(config.data)
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise `UserError` for a folder or size that `data.kind` needs, or a setting that it has no use for."""
+    if data.kind == "latents" and data.path is None:
         raise UserError("data.path: expected the folder that encode_latents.py made, got null")
+    if data.kind == "images" and data.path is None:
+        raise UserError("data.path: expected a folder of images, got null")
+    if data.kind == "images" and data.size is None:
+        raise UserError("data.size: expected the side of the pixels, such as 32, got null")
+    if data.kind == "images" and data.autoencoder is not None:
+        raise UserError(f"data.autoencoder: expected null for pixels, got {data.autoencoder!r}")
 
 
 def to_mapping(config: Config) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_frozen(tiny_yaml):
         ("train.precision=fp16", "train.precision: expected one of fp32, bf16, got 'fp16'"),
         ("train.betas=[0.9]", "train.betas: expected a list of 2, each a number, got [0.9]"),
         ("train=3", "train: expected a mapping of keys, got 3"),
-        ("data.kind=null", "data.kind: expected one of mnist, latents, got None"),
+        ("data.kind=null", "data.kind: expected one of mnist, latents, images, got None"),
         ("train.steps=0", "train.steps: expected at least 1, got 0"),
         ("train.seed=-1", "train.seed: expected from 0 to 2**63 - 1, got -1"),
         ("train.seed=9223372036854775808", "train.seed: expected from 0 to 2**63 - 1, got 9223"),
@@ -62,6 +62,14 @@ def test_frozen(tiny_yaml):
         ("train.micro_batch=3", "train.micro_batch: expected a divisor of train.batch_size, 8, got 3"),
         ("train.memory=80gb", "train.memory: no preset '80gb'"),
         ("data.kind=latents", "data.path: expected the folder that encode_latents.py made, got null"),
+        ("data.kind=images", "data.path: expected a folder of images, got null"),
+        ("data={kind: images, path: x}", "data.size: expected the side of the pixels, such as 32, got null"),
+        ("data={kind: images, path: x, size: 0}", "data.size: expected at least 1, or null, got 0"),
+        (
+            "data={kind: images, path: x, size: 8, autoencoder: y}",
+            "data.autoencoder: expected null for pixels, got 'y'",
+        ),
+        ("data.held_out=1", "data.held_out: expected in [0, 1), got 1.0"),
     ],
 )
 def test_mistakes_are_named(tiny_yaml, override, message):

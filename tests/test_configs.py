@@ -12,11 +12,12 @@ from gspn_dit.models.settings import MODEL_NAMES, resolve_settings
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-LATENTS = [path for path in CONFIGS if not path.stem.startswith("demo")]
+LATENTS = [path for path in CONFIGS if load_config(path).data.kind == "latents"]
 
 
 def test_the_paper_s_experiment_is_there():
     named = {"gspn_b2", "gspn_l2", "gspn_xl2", "gspn_dit_b2", "gspn_dit_xl2", "dit_xl2", "demo", "demo_dit"}
+    named |= {"cifar10", "cifar10_cpu"}
     assert named <= {path.stem for path in CONFIGS}
 
 

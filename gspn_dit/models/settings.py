@@ -10,8 +10,8 @@ _DIT_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": 
 _GSPN_SIZES = {"S": (368, 24, None), "B": (900, 30, None), "L": (1200, 56, None), "XL": (1500, 56, None)}
 _FAMILIES = {
     "GSPN": ((2, 4), _GSPN_SIZES),
-    "GSPN-DiT": ((2, 4, 8), _DIT_SIZES),
-    "DiT": ((2, 4, 8), _DIT_SIZES),
+    "GSPN-DiT": ((1, 2, 4, 8), _DIT_SIZES),
+    "DiT": ((1, 2, 4, 8), _DIT_SIZES),
 }
 _REGISTRY = {
     f"{family}-{size}/{patch}": (family, patch, *shape)
@@ -38,8 +38,8 @@ class ModelConfig:
     """Which model; null leaves a setting to the named size. These are the keys of `model` in a config."""
 
     name: str
-    """A name of `create_model`: GSPN-{S,B,L,XL}/{2,4}, GSPN-DiT-{S,B,L,XL}/{2,4,8} or
-    DiT-{S,B,L,XL}/{2,4,8}."""
+    """A name of `create_model`: GSPN-{S,B,L,XL}/{2,4}, GSPN-DiT-{S,B,L,XL}/{1,2,4,8} or
+    DiT-{S,B,L,XL}/{1,2,4,8}."""
     label_std: float | None = None
     """Standard deviation of the label embeddings at the start; null: 0.02. At 0.02 (DiT's) a class is small
     beside the embedding of t; 1 makes short runs learn the classes several times sooner."""

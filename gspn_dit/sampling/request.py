@@ -86,7 +86,7 @@ class Resolved:
 
     def load(self, device: torch.device) -> tuple[nn.Module, dict, Autoencoder]:
         """The model, what `load_model` says of it, and the decoder, on the device."""
-        if self.request.vae is None and self.config.data.kind != "mnist":
+        if self.request.vae is None and self.config.data.kind == "latents":
             raise UserError("the run does not say what decodes its latents: give --vae HUB_ID_OR_FOLDER")
         model, _, info = load_model(self.request.run, ema=self.request.ema, device=device)
         return model, info, create_autoencoder(self.request.vae, device)

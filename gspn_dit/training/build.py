@@ -12,6 +12,7 @@ from torch import nn
 from gspn_dit.config import Config, DataConfig, TrainConfig
 from gspn_dit.data import Dataset
 from gspn_dit.data.mnist import Digits
+from gspn_dit.data.pixels import training_pixels
 from gspn_dit.diffusion import Diffusion, check_sampling, create_diffusion, default_sampler
 from gspn_dit.errors import UserError
 from gspn_dit.latents.dataset import LatentDataset
@@ -22,9 +23,13 @@ from gspn_dit.random import WEIGHTS, seed_of
 def create_dataset(config: DataConfig) -> Dataset:
     """The training set that `config.kind` names.
 
-    Raises `UserError` when its folder is missing or not what encode_latents.py makes.
+    Raises `UserError` when its folder is missing or not what encode_latents.py makes, or its images cannot be read.
     """
-    return Digits() if config.kind == "mnist" else LatentDataset(config.path)
+    if config.kind == "mnist":
+        return Digits()
+    if config.kind == "latents":
+        return LatentDataset(config.path)
+    return training_pixels(config.path, config.size, config.held_out, config.flip)
 
 
 def fit_to_data(config: Config, dataset: Dataset) -> Config:

@@ -43,18 +43,19 @@ def check_same_run(folder: Path, before: Config, now: Config) -> None:
 def check_same_data(folder: Path, before: dict[str, Any], dataset: Dataset) -> None:
     """Raise `UserError` when the data set is not the one that checkpoint `folder` was trained on.
 
-    What an older checkpoint does not hold is not compared.
+    What an older checkpoint does not hold is not compared, nor is the hash of the files' contents where too
+    many images to keep in memory are not all read.
     """
     now = describe_dataset(dataset)
     for key, value in before.items():
-        if now.get(key) != value:
+        if key in now and now[key] != value:
             raise UserError(
-                f"the data has {key} {show(now.get(key))}, but {folder} was trained with {show(value)}"
+                f"the data has {key} {show(now[key])}, but {folder} was trained with {show(value)}"
             )
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint remembers of its data; of latents, also what they were made with."""
+    """What a checkpoint remembers of its data; of latents, also what they were made with; of images, hashes."""
     manifest = getattr(dataset, "manifest", None)
     latents = ("weights_hash", "scale", "shift", "image_size", "images_hash") if manifest else ()
     return {
@@ -64,6 +65,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
         **{name: getattr(manifest, name) for name in latents},
+        **getattr(dataset, "hashes", {}),
     }
 
 

@@ -26,6 +26,7 @@ from gspn_dit.checkpoint import (
 )
 from gspn_dit.config import Config, TrainConfig, load_config, save_config
 from gspn_dit.data.batches import Batch, Batches
+from gspn_dit.data.pixels import PixelDataset
 from gspn_dit.errors import UserError
 from gspn_dit.files import claimed
 from gspn_dit.models.weights import load_weights
@@ -299,9 +300,10 @@ class Trainer:
         train, accelerator = self.config.train, self.accelerator
         millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         objective, kind = self.config.diffusion.objective, self.config.data.kind
+        storage = f" ({self.dataset.storage()})" if isinstance(self.dataset, PixelDataset) else ""
         self.report(
             f"{self.config.model.name}, {millions:.2f}M parameters, {objective}, "
-            f"{len(self.dataset)} images of {kind}"
+            f"{len(self.dataset)} images of {kind}{storage}"
         )
         self.report(
             f"{accelerator.num_processes} x {accelerator.device.type}, precision {train.precision}, batch "

@@ -33,8 +33,8 @@ def test_gspn_dit_is_as_large_as_its_dit(dit):
 def test_registry_holds_every_size_of_every_family():
     sizes = {family: [n for n in MODEL_NAMES if n.rsplit("-", 1)[0] == family] for family in ("GSPN", "DiT")}
     assert sizes["GSPN"] == [f"GSPN-{size}/{patch}" for size in ("S", "B", "L", "XL") for patch in (2, 4)]
-    assert sizes["DiT"] == [f"DiT-{size}/{patch}" for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)]
-    assert len(MODEL_NAMES) == 8 + 12 + 12
+    assert sizes["DiT"] == [f"DiT-{size}/{patch}" for size in ("S", "B", "L", "XL") for patch in (1, 2, 4, 8)]
+    assert len(MODEL_NAMES) == 8 + 16 + 16
 
 
 def test_direction_skip_adds_the_five_percent_that_published_counts_leave_out():
