@@ -7,7 +7,8 @@ from torch import nn
 
 from gspn_dit.data.mnist import load_digits
 from gspn_dit.diffusion import create_diffusion
-from gspn_dit.models.mixers import LineScan, SelfAttention, create_mixer
+from gspn_dit.models.line_scan import LineScan
+from gspn_dit.models.mixers import SelfAttention, create_mixer
 from gspn_dit.models.settings import resolve_settings
 
 RIDGE = 1e-3

@@ -5,9 +5,13 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def normalize(x: torch.Tensor) -> torch.Tensor:
-    """LayerNorm over channels, without learned scale and shift; the statistics are float32 in any dtype."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+def normalize(x: torch.Tensor, kind: str = "layer") -> torch.Tensor:
+    """LayerNorm ("layer") or RMSNorm ("rms", arXiv 1910.07467) over channels, without learned scale and shift.
+
+    The statistics are float32 in any dtype.
+    """
+    norm = F.layer_norm if kind == "layer" else F.rms_norm
+    return norm(x, x.shape[-1:], eps=1e-6)
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from gspn_dit.errors import UserError
 from gspn_dit.models import weights
 from gspn_dit.models.basics import modulate, normalize
 from gspn_dit.models.layers import (
-    MLP,
+    MLPS,
     FinalLayer,
     LabelEmbedding,
     PatchEmbedding,
@@ -71,7 +71,7 @@ class Denoiser(nn.Module):
             self.embed_position = PositionEmbedding(settings.position, grid, settings.width)
         self.embed_time = TimestepEmbedding(settings.width, settings.time_scale)
         self.embed_label = LabelEmbedding(settings.num_classes, settings.width, settings.label_std)
-        self.final = FinalLayer(settings.patch_size, settings.width, settings.out_channels)
+        self.final = FinalLayer(settings.patch_size, settings.width, settings.out_channels, settings.norm)
 
     def initialize_weights(self) -> None:
         """Draw all weights, and fill the buffers: what a model built on meta needs after `to_empty`.
@@ -166,19 +166,36 @@ class DiT(Denoiser):
 
 
 class DiTBlock(nn.Module):
-    """adaLN-Zero block: mixer and MLP, each between a modulated norm and a gated residual sum."""
+    """adaLN-Zero block: mixer and MLP, each between a modulated norm and a gated residual sum.
+
+    With a modulated local path two more scales go into the mixer; in an inverted bottleneck the mixer is all.
+    """
 
     def __init__(self, settings: ModelSettings, index: int) -> None:
         super().__init__()
+        width = settings.width
+        self.norm = settings.norm
         self.mixer = create_mixer(settings, settings.segment_of(index))
-        self.mlp = MLP(settings.width, int(settings.width * settings.mlp_ratio))
-        self.modulation = nn.Linear(settings.width, 6 * settings.width)
+        self.mlp = None
+        if settings.mlp is not None:
+            self.mlp = MLPS[settings.mlp](width, int(width * settings.mlp_ratio))
+        self.branches = 1 if self.mlp is None else 2
+        self.scales = 2 if settings.local_path == "modulated" else 0
+        self.modulation = nn.Linear(width, (3 * self.branches + self.scales) * width)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        modulation = self.modulation(condition)[:, None, None]  # (B, 1, 1, 6 * C)
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation.chunk(6, dim=-1)
-        x = torch.addcmul(x, gate_1, self.mixer(modulate(normalize(x), shift_1, scale_1)))  # (B, H, W, C)
-        return torch.addcmul(x, gate_2, self.mlp(modulate(normalize(x), shift_2, scale_2)))
+        modulation = self.modulation(condition)[:, None, None]  # (B, 1, 1, 6 * C), or 3 to 8 of them
+        parts = modulation.chunk(3 * self.branches + self.scales, dim=-1)
+        scales = parts[3 * self.branches :]
+        shift, scale, gate = parts[:3]
+        x = torch.addcmul(x, gate, self.mixer(self._modulated(x, shift, scale), *scales))  # (B, H, W, C)
+        if self.mlp is None:
+            return x
+        shift, scale, gate = parts[3:6]
+        return torch.addcmul(x, gate, self.mlp(self._modulated(x, shift, scale)))
+
+    def _modulated(self, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return modulate(normalize(x, self.norm), shift, scale)
 
 
 class GSPN(Denoiser):
@@ -216,7 +233,8 @@ class GSPNBlock(nn.Module):
     def __init__(self, settings: ModelSettings, index: int, long_skip: bool = False) -> None:
         super().__init__()
         self.join = nn.Linear(2 * settings.width, settings.width) if long_skip else None
-        self.norm = nn.LayerNorm(settings.width, eps=1e-6)
+        norm = nn.LayerNorm if settings.norm == "layer" else nn.RMSNorm
+        self.norm = norm(settings.width, eps=1e-6)
         self.mixer = create_mixer(settings, settings.segment_of(index))
 
     def initialize_weights(self) -> None:

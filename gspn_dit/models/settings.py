@@ -30,7 +30,14 @@ _SCAN_FIELDS = (
     "direction_skip",
     "segment",
     "global_blocks",
+    "scan_blocks",
+    "scan_order",
+    "gate",
+    "gain_groups",
+    "forget",
 )
+_MODULE_FIELDS = ("local_path", "conv_init", "kernel_sizes", "block")
+_MLP_FIELDS = ("mlp_ratio", "mlp", "block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +57,26 @@ class ModelConfig:
     position: Literal["none", "sincos", "learned"] | None = None
     """Positional embedding; DiT's default is sincos, no GSPN model has one unless asked."""
     mlp_ratio: float | None = None
-    """Width of a DiT block's MLP over the width of a token; 4 by default. A GSPN has no MLP."""
+    """Width of a DiT block's MLP over the width of a token: 4 by default, and 3.25 with a modulated local path,
+    whose parameters it makes up for. A GSPN has no MLP."""
+    mlp: Literal["gelu", "swiglu"] | None = None
+    """A DiT block's MLP: gelu (default; DiT's), or swiglu of two thirds of its hidden width (arXiv 2002.05202)."""
+    norm: Literal["layer", "rms"] | None = None
+    """Every norm of the network: layer (default), or rms, which subtracts no mean (arXiv 1910.07467)."""
+    block: Literal["mixer_mlp", "inverted_bottleneck"] | None = None
+    """A DiT block around the GSPN module: module and MLP (mixer_mlp, default), or the module alone, its second
+    half as wide as makes up for the MLP (inverted_bottleneck: 1x1 to that width, depthwise, gate, 1x1 back)."""
     mixer: Literal["gspn", "attention", "conv_attention"] | None = None
     """What mixes tokens; conv_attention, a control, is the GSPN module with attention in place of its scan."""
+    local_path: Literal["none", "norm", "modulated"] | None = None
+    """What stands in the GSPN module beside the scan s of x (or attention in its place): nothing, norm(s)
+    (none, default); x itself, norm(s) + norm(x) (norm); or norm(s) (1 + a) + norm(x) (1 + b), a and b of the
+    time and label by the block's adaLN (modulated)."""
+    conv_init: Literal["random", "identity"] | None = None
+    """The GSPN module's depthwise convolutions at the start: random (default), or identity, 1 at the centre and
+    random weights of a tenth of their usual scale."""
+    kernel_sizes: tuple[int, int] | None = None
+    """Sizes of the GSPN module's two depthwise convolutions, each 7, 5, 3 or 0 (none); [7, 3] by default."""
     heads: int | None = None
     """Attention heads (mixers with attention only)."""
     scan: Literal["lines", "identity"] | None = None
@@ -75,6 +99,20 @@ class ModelConfig:
     """Lines after which the scan of a local block starts anew; 2 by default."""
     global_blocks: int | None = None
     """How many blocks, the last ones, scan whole lines: 2 by default in a GSPN, all of them in a GSPN-DiT."""
+    scan_blocks: tuple[int, ...] | None = None
+    """Numbers from 0 of the blocks that scan, the others being without (h = lam * x); null: all of them."""
+    scan_order: Literal["parallel", "sequential"] | None = None
+    """parallel (default): four directions at once; sequential: right and left, then down and up on the norm of
+    what these gave."""
+    gate: Literal["directions", "merged", "none"] | None = None
+    """Read-out gates u: one for each direction before the merge (directions, default), one after it (merged),
+    or none."""
+    gain_groups: int | None = None
+    """Maps of lam, and of u, for each direction, each shared by width // gain_groups channels; the width itself
+    by default."""
+    forget: Literal["none", "learned"] | None = None
+    """learned: the scan's weights times a gate in (0, 1] for each group and direction, which forgets within 1 line
+    (first group) to 16 lines (last group) at the start; none by default."""
     time_scale: float | None = None
     """Factor on t before its embedding, which expects about 0..1000; by default 1 with `learn_sigma` (ddpm
     counts 0..999) and 1000 without (flow runs from 0 to 1)."""
@@ -116,15 +154,27 @@ class ModelSettings(ModelConfig):
         """Blocks in all, a GSPN's middle block included."""
         return self.depth + 1 if self.family == "GSPN" else self.depth
 
+    @property
+    def module_width(self) -> int:
+        """Width of the GSPN module's second half: that of a token, or an inverted bottleneck's.
+
+        The latter has the parameters of a second half of width C, an MLP and its adaLN: C^2 times 2, 2 r and 3,
+        and the depthwise kernel's.
+        """
+        if self.block != "inverted_bottleneck":
+            return self.width
+        kernel = self.kernel_sizes[1] ** 2
+        return self.width * int((2 * self.mlp_ratio + 5) * self.width + kernel) // (2 * self.width + kernel)
+
     def segment_of(self, block: int) -> int | None:
-        """The `segment` of a block's scan, 0 for a global one, by the block's place in the model."""
-        if self.mixer != "gspn":
+        """The `segment` of a block's scan, 0 for a global one, by the block's place; None where it has no scan."""
+        if self.mixer != "gspn" or (self.scan_blocks is not None and block not in self.scan_blocks):
             return None
         return 0 if block >= self.block_count - self.global_blocks else self.segment
 
     def to_dict(self) -> dict:
         """Plain types, for YAML; `create_model(**settings.to_dict())` builds the same model."""
-        return asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 def resolve_settings(name: str, **overrides) -> ModelSettings:
@@ -138,6 +188,7 @@ def resolve_settings(name: str, **overrides) -> ModelSettings:
     for key in overrides:
         if key not in known:
             raise ValueError(f"model setting {key!r} is unknown; expected one of {', '.join(known)}")
+    overrides = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     settings = _with_defaults(ModelSettings(name=name, **overrides))
     _check(settings)
     return settings
@@ -154,11 +205,15 @@ def _with_defaults(settings: ModelSettings) -> ModelSettings:
         "depth": depth,
         "time_scale": 1.0 if settings.learn_sigma else 1000.0,
         "position": "sincos" if family == "DiT" else "none",
-        "mlp_ratio": None if is_gspn else 4.0,
+        "norm": "layer",
         "mixer": "attention" if family == "DiT" else "gspn",
     }
     settings = _fill(settings, defaults)
     _check_types(settings)
+    if settings.mixer != "attention":
+        settings = _fill(settings, {"local_path": "none", "conv_init": "random", "kernel_sizes": (7, 3)})
+    if not is_gspn:
+        settings = _fill(settings, _block_defaults(settings))
     if settings.mixer == "gspn":
         narrow = max(settings.width // 16, 1)
         scan_defaults = {
@@ -170,16 +225,40 @@ def _with_defaults(settings: ModelSettings) -> ModelSettings:
             "direction_skip": False,
             "segment": 2,
             "global_blocks": min(2, settings.block_count) if is_gspn else settings.block_count,
+            "scan_order": "parallel",
+            "gate": "directions",
+            "gain_groups": settings.width,
+            "forget": "none",
         }
         return _fill(settings, scan_defaults)
     return _fill(settings, {"heads": max(settings.width // 64, 1) if resized or heads is None else heads})
+
+
+def _block_defaults(settings: ModelSettings) -> dict:
+    """The defaults of a DiT block by its mixer."""
+    defaults = {"mlp_ratio": 3.25 if settings.local_path == "modulated" else 4.0}
+    if settings.mixer != "attention":
+        defaults["block"] = "mixer_mlp"
+    if settings.block != "inverted_bottleneck":
+        defaults["mlp"] = "gelu"
+    return defaults
 
 
 def _fill(settings: ModelSettings, defaults: dict) -> ModelSettings:
     return replace(settings, **{k: v for k, v in defaults.items() if getattr(settings, k) is None})
 
 
-_POSITIVE = ("input_size", "in_channels", "num_classes", "width", "depth", "heads", "groups", "bottleneck")
+_POSITIVE = (
+    "input_size",
+    "in_channels",
+    "num_classes",
+    "width",
+    "depth",
+    "heads",
+    "groups",
+    "bottleneck",
+    "gain_groups",
+)
 _NOT_NEGATIVE = ("segment", "global_blocks")
 _BOOLEAN = ("learn_sigma", "direction_skip", "checkpoint_activations")
 _CHOICES = {
@@ -209,6 +288,17 @@ def _check_types(settings: ModelSettings) -> None:
         value = getattr(settings, key)
         if value is not None and value not in choices:
             raise ValueError(f"model setting {key} is {value!r}; expected one of {', '.join(choices)}")
+    sizes = settings.kernel_sizes
+    if sizes is not None and not (_is_integers(sizes) and len(sizes) == 2 and set(sizes) <= {7, 5, 3, 0}):
+        raise ValueError(f"model setting kernel_sizes is {sizes!r}; expected two of 7, 5, 3 and 0 (none)")
+    if settings.scan_blocks is not None and not _is_integers(settings.scan_blocks):
+        raise ValueError(
+            f"model setting scan_blocks is {settings.scan_blocks!r}; expected a list of integers"
+        )
+
+
+def _is_integers(value: object) -> bool:
+    return isinstance(value, tuple) and all(type(item) is int for item in value)
 
 
 def _check(settings: ModelSettings) -> None:
@@ -220,20 +310,58 @@ def _check(settings: ModelSettings) -> None:
         )
     if settings.family == "GSPN" and settings.depth % 2:
         raise ValueError(f"depth is {settings.depth}; expected an even number for {settings.name}")
-    if settings.family == "GSPN" and settings.mlp_ratio is not None:
-        raise ValueError(f"mlp_ratio is {settings.mlp_ratio}; expected none: {settings.name} has no MLP")
+    if settings.block == "inverted_bottleneck" and settings.mlp is not None:
+        raise ValueError(f"mlp is {settings.mlp!r}; expected none: block 'inverted_bottleneck' has no MLP")
+    if settings.family == "GSPN":
+        _refuse(settings, _MLP_FIELDS, f"{settings.name} has no MLP")
+        if settings.local_path == "modulated":
+            raise ValueError(
+                f"local_path is 'modulated'; expected none or norm: {settings.name} has no adaLN"
+            )
     if settings.position == "sincos" and settings.width % 4:
         raise ValueError(f"width is {settings.width}; expected a multiple of 4 for sincos positions")
-    unused = ("heads",) if settings.mixer == "gspn" else _SCAN_FIELDS
-    for key in unused:
+    if settings.mixer == "gspn":
+        _refuse(settings, ("heads",), "mixer 'gspn' has no use for it")
+        _check_scan(settings)
+        return
+    fields_of_others = _SCAN_FIELDS if settings.mixer == "conv_attention" else _SCAN_FIELDS + _MODULE_FIELDS
+    _refuse(settings, fields_of_others, f"mixer {settings.mixer!r} has no use for it")
+    if settings.width % settings.heads:
+        raise ValueError(f"heads is {settings.heads}; expected a divisor of the width {settings.width}")
+
+
+def _refuse(settings: ModelSettings, keys: tuple[str, ...], reason: str) -> None:
+    for key in keys:
         value = getattr(settings, key)
         if value is not None:
-            raise ValueError(f"{key} is {value!r}; expected none: mixer {settings.mixer!r} has no use for it")
-    if settings.mixer != "gspn" and settings.width % settings.heads:
-        raise ValueError(f"heads is {settings.heads}; expected a divisor of the width {settings.width}")
-    if settings.mixer == "gspn" and settings.width % settings.groups:
-        raise ValueError(f"groups is {settings.groups}; expected a divisor of the width {settings.width}")
-    if settings.mixer == "gspn" and settings.global_blocks > settings.block_count:
+            raise ValueError(f"{key} is {value!r}; expected none: {reason}")
+
+
+def _check_scan(settings: ModelSettings) -> None:
+    """Check what the settings of a GSPN module mean together."""
+    for key in ("groups", "gain_groups"):
+        value = getattr(settings, key)
+        if settings.width % value:
+            raise ValueError(f"{key} is {value}; expected a divisor of the width {settings.width}")
+    if settings.global_blocks > settings.block_count:
         raise ValueError(
             f"global_blocks is {settings.global_blocks}; expected at most {settings.block_count}, all blocks"
         )
+    if not set(settings.scan_blocks or ()) <= set(range(settings.block_count)):
+        raise ValueError(
+            f"scan_blocks is {list(settings.scan_blocks)}; expected blocks from 0 to {settings.block_count - 1}"
+        )
+    if settings.scan_order == "sequential" and (settings.merge == "linear" or settings.direction_skip):
+        raise ValueError(
+            "scan_order is 'sequential'; expected parallel with merge 'linear' or direction_skip, which need all "
+            "four directions at once"
+        )
+    if settings.forget == "learned" and settings.normalization != "row_stochastic":
+        raise ValueError(
+            f"forget is 'learned'; expected none with normalization {settings.normalization!r}: it scales "
+            "row-stochastic weights"
+        )
+    if settings.forget == "learned" and settings.scan == "identity":
+        raise ValueError("forget is 'learned'; expected none: scan 'identity' has no weights")
+    if settings.forget == "learned" and settings.groups == 1:
+        raise ValueError("forget is 'learned'; expected none with groups 1: its reach goes by group")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gspn_dit.models.basics import relu_squared
-from gspn_dit.models.mixers import DIRECTIONS, DepthwiseConv, LineScan, SelfAttention, create_mixer
+from gspn_dit.models.line_scan import DIRECTIONS, LineScan
+from gspn_dit.models.mixers import DepthwiseConv, SelfAttention, create_mixer
 from gspn_dit.models.settings import resolve_settings
 from ops import gspn_scan_reference
 from tests.utils import assert_near

@@ -127,6 +127,68 @@ def test_groups_follow_the_family():
         ("GSPN-DiT-S/2", {"global_blocks": 13}, "global_blocks is 13; expected at most 12"),
         ("GSPN-S/2", {"depth": 3}, "depth is 3; expected an even number"),
         ("GSPN-S/2", {"mlp_ratio": 4.0}, "mlp_ratio is 4.0; expected none: GSPN-S/2 has no MLP"),
+        ("GSPN-S/2", {"mlp": "swiglu"}, "mlp is 'swiglu'; expected none: GSPN-S/2 has no MLP"),
+        ("GSPN-S/2", {"block": "inverted_bottleneck"}, "block is 'inverted_bottleneck'; expected none"),
+        (
+            "GSPN-S/2",
+            {"local_path": "modulated"},
+            "local_path is 'modulated'; expected none or norm: GSPN-S/2",
+        ),
+        (
+            "GSPN-DiT-S/2",
+            {"local_path": "gate"},
+            "local_path is 'gate'; expected one of none, norm, modulated",
+        ),
+        ("GSPN-DiT-S/2", {"norm": "batch"}, "norm is 'batch'; expected one of layer, rms"),
+        ("GSPN-DiT-S/2", {"conv_init": "zero"}, "conv_init is 'zero'; expected one of random, identity"),
+        (
+            "GSPN-DiT-S/2",
+            {"kernel_sizes": [7, 4]},
+            r"kernel_sizes is \(7, 4\); expected two of 7, 5, 3 and 0",
+        ),
+        ("GSPN-DiT-S/2", {"kernel_sizes": [7]}, r"kernel_sizes is \(7,\); expected two of 7, 5, 3 and 0"),
+        ("GSPN-DiT-S/2", {"kernel_sizes": 7}, "kernel_sizes is 7; expected two of 7, 5, 3 and 0"),
+        ("GSPN-DiT-S/2", {"gate": "one"}, "gate is 'one'; expected one of directions, merged, none"),
+        ("GSPN-DiT-S/2", {"gain_groups": 5}, "gain_groups is 5; expected a divisor of the width 384"),
+        ("GSPN-DiT-S/2", {"scan_blocks": [12]}, r"scan_blocks is \[12\]; expected blocks from 0 to 11"),
+        (
+            "GSPN-DiT-S/2",
+            {"scan_blocks": ["last"]},
+            r"scan_blocks is \('last',\); expected a list of integers",
+        ),
+        (
+            "GSPN-DiT-S/2",
+            {"scan_order": "sequential", "merge": "linear"},
+            "scan_order is 'sequential'; expected parallel with merge 'linear' or direction_skip",
+        ),
+        (
+            "GSPN-DiT-S/2",
+            {"scan_order": "sequential", "direction_skip": True},
+            "scan_order is 'sequential'; expected parallel",
+        ),
+        (
+            "GSPN-DiT-S/2",
+            {"forget": "learned", "normalization": "sigmoid"},
+            "forget is 'learned'; expected none with normalization 'sigmoid'",
+        ),
+        (
+            "GSPN-DiT-S/2",
+            {"forget": "learned", "scan": "identity"},
+            "forget is 'learned'; expected none: scan 'identity' has no weights",
+        ),
+        (
+            "GSPN-DiT-S/2",
+            {"forget": "learned", "groups": 1},
+            "forget is 'learned'; expected none with groups 1",
+        ),
+        (
+            "GSPN-DiT-S/2",
+            {"block": "inverted_bottleneck", "mlp": "swiglu"},
+            "mlp is 'swiglu'; expected none: block 'inverted_bottleneck' has no MLP",
+        ),
+        ("DiT-S/2", {"local_path": "norm"}, "local_path is 'norm'; expected none: mixer 'attention'"),
+        ("DiT-S/2", {"block": "inverted_bottleneck"}, "block is 'inverted_bottleneck'; expected none: mixer"),
+        ("DiT-S/2", {"mixer": "conv_attention", "gate": "merged"}, "gate is 'merged'; expected none: mixer"),
     ],
 )
 def test_bad_settings_are_named(name, overrides, message):

@@ -1,0 +1,153 @@
+"""The core of the GSPN module: the line scan, its maps and how its directions become one."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gspn_dit.models.basics import fan_in_normal_, normalize
+from gspn_dit.models.settings import ModelSettings
+from ops import gated_merge, gspn_scan
+
+DIRECTIONS = ("right", "left", "down", "up")
+
+
+class LineScan(nn.Module):
+    """Scan x along four directions, read each with its own gate, and merge: sum_k m_k u_k * h_k.
+
+    The input gain lam, the read-out gate u and the propagation logits are projected from a bottleneck. A
+    segment of None leaves the scan out: h = lam * x.
+    """
+
+    def __init__(self, settings: ModelSettings, segment: int | None) -> None:
+        super().__init__()
+        width, rank, gains = settings.width, settings.bottleneck, settings.gain_groups
+        self.width, self.groups, self.segment = width, settings.groups, segment
+        self.normalization, self.norm, self.gate = settings.normalization, settings.norm, settings.gate
+        self.passes = (
+            (slice(0, None),) if settings.scan_order == "parallel" else (slice(0, 2), slice(2, None))
+        )
+        scans = settings.scan == "lines" and segment is not None
+        self.bottleneck = nn.Linear(width, rank, bias=False)
+        # One projection per map, not one that is split: so each map is contiguous, as the scan needs it.
+        self.to_lam = _direction_maps(rank, gains)
+        self.to_u = _direction_maps(rank, gains) if self.gate == "directions" else None
+        self.to_logits = _direction_maps(rank, 3 * self.groups) if scans else None
+        self.to_skip = _direction_maps(rank, width) if settings.direction_skip else None
+        self.to_forget = ForgetGate(rank, self.groups) if scans and settings.forget == "learned" else None
+        self.to_gate = nn.Linear(rank, gains, bias=False) if self.gate == "merged" else None
+        self.merge_linear = self.merge_weight = None
+        if settings.merge == "linear":
+            self.merge_linear = nn.Linear(len(DIRECTIONS) * width, width, bias=False)
+        else:
+            channels = 1 if settings.merge == "scalar" else width
+            self.merge_weight = nn.Parameter(torch.empty(len(DIRECTIONS), channels))
+
+    def initialize_weights(self) -> None:
+        """Gates of unit variance; logits near zero, where a scan starts as an even spread to all neighbours.
+
+        At logits of zero each neighbour has the same weight, so no direction of travel is preferred, the
+        reach grows with the lines crossed, and the sigmoid is at its steepest, free to move either way. The
+        tenth of unit scale breaks the symmetry between groups.
+        """
+        gates = (self.to_lam, self.to_u, self.to_skip, self.to_gate)
+        for layer in (self.bottleneck, *gates, self.merge_linear):
+            if layer is not None:
+                fan_in_normal_(layer.weight)
+        if self.to_logits is not None:
+            fan_in_normal_(self.to_logits.weight, gain=0.1)
+        if self.merge_weight is not None:
+            nn.init.constant_(self.merge_weight, len(DIRECTIONS) ** -0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.bottleneck(x)  # (B, H, W, R)
+        lam, u, skip = (self._maps(projection, z) for projection in (self.to_lam, self.to_u, self.to_skip))
+        weights = self._line_weights(z)
+        y = x
+        for part in self.passes:
+            if part.start:  # what the columns carried, so that the rows' product is of no higher degree
+                y = normalize(y, self.norm)
+            h = self._scan(y, _directions(lam, part), _directions(weights, part), part)
+            y = self._merge(h, _directions(u, part), skip, x, part)  # (B, H, W, C)
+        return y if self.to_gate is None else y * self._channels(self.to_gate(z))
+
+    def _maps(self, projection: nn.Module | None, z: torch.Tensor) -> torch.Tensor | None:
+        """(B, H, W, R) -> (B, H, W, K, C); None without the projection."""
+        return (
+            None if projection is None else self._channels(projection(z).unflatten(-1, (len(DIRECTIONS), -1)))
+        )
+
+    def _line_weights(self, z: torch.Tensor) -> torch.Tensor | None:
+        """The scan's logits (B, H, W, K, 3, G), or weights where a forget gate is among their factors."""
+        if self.to_logits is None:
+            return None
+        logits = self.to_logits(z).unflatten(-1, (len(DIRECTIONS), 3, self.groups))
+        return logits if self.to_forget is None else row_stochastic(logits) * self.to_forget(z)
+
+    def _scan(
+        self, x: torch.Tensor, lam: torch.Tensor, weights: torch.Tensor | None, part: slice
+    ) -> torch.Tensor:
+        if weights is None:
+            return lam * x.unsqueeze(3)
+        normalization = self.normalization if self.to_forget is None else "none"
+        return gspn_scan(x, lam, weights, DIRECTIONS[part], self.segment, normalization)
+
+    def _merge(
+        self, h: torch.Tensor, u: torch.Tensor | None, skip: torch.Tensor | None, x: torch.Tensor, part: slice
+    ) -> torch.Tensor:
+        """The directions' maps (B, H, W, K, C), each times its gate, as one (B, H, W, C)."""
+        if self.merge_linear is not None:
+            maps = h if u is None else u * h
+            maps = maps if skip is None else maps + skip * x.unsqueeze(3)
+            return self.merge_linear(maps.flatten(3))
+        weight = self.merge_weight[part].to(h.dtype)
+        y = (h * weight).sum(3) if u is None else gated_merge(h, u * weight)
+        return y if skip is None else torch.addcmul(y, (skip * weight).sum(3), x)
+
+    def _channels(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps of a few channels each (..., C') as maps of all (..., C), neighbours sharing one."""
+        return (
+            maps if maps.shape[-1] == self.width else maps.repeat_interleave(self.width // maps.shape[-1], -1)
+        )
+
+
+class ForgetGate(nn.Linear):
+    """How much of the line before a position keeps, by direction and group: in (0, 1], so that bounds stay."""
+
+    def __init__(self, rank: int, groups: int) -> None:
+        super().__init__(rank, len(DIRECTIONS) * groups)
+        self.groups = groups
+
+    def initialize_weights(self) -> None:
+        """exp(-1 / reach), with a reach from 1 line in the first group to 16 in the last, evenly in its logarithm."""
+        fan_in_normal_(self.weight, gain=0.1)
+        keep = torch.exp(-(2 ** -torch.linspace(0, 4, self.groups, device=self.bias.device)))
+        with torch.no_grad():
+            self.bias.copy_(keep.logit().repeat(len(DIRECTIONS)))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return (
+            super().forward(z).sigmoid().unflatten(-1, (len(DIRECTIONS), 1, self.groups))
+        )  # (B, H, W, K, 1, G)
+
+
+def row_stochastic(logits: torch.Tensor) -> torch.Tensor:
+    """The weights of a row-stochastic scan along `DIRECTIONS` from its logits (B, H, W, K, 3, G), same shape.
+
+    What `gspn_scan` computes inside, in plain PyTorch for weights that go on into a product: sigmoids over
+    their sum over the neighbours that exist, and 0 for the others.
+    """
+    height, width = logits.shape[1:3]
+    missing = torch.zeros(height, width, len(DIRECTIONS), 3, 1, dtype=torch.bool, device=logits.device)
+    missing[0, :, :2, 0] = missing[-1, :, :2, 2] = True  # right, left: a line is a column
+    missing[:, 0, 2:, 0] = missing[:, -1, 2:, 2] = True  # down, up: a line is a row
+    return F.logsigmoid(logits).masked_fill(missing, -torch.inf).softmax(dim=-2)
+
+
+def _direction_maps(rank: int, channels: int) -> nn.Linear:
+    """Projects the bottleneck to `channels` for each direction."""
+    return nn.Linear(rank, len(DIRECTIONS) * channels, bias=False)
+
+
+def _directions(maps: torch.Tensor | None, part: slice) -> torch.Tensor | None:
+    """The maps of some directions out of (B, H, W, K, ...)."""
+    return None if maps is None else maps[:, :, :, part]
