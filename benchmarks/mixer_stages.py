@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gspn_dit.models import mixers
+from gspn_dit.models import line_scan, mixers
 from gspn_dit.models.basics import normalize, relu_squared
-from gspn_dit.models.mixers import DIRECTIONS
+from gspn_dit.models.line_scan import DIRECTIONS
 from ops import gated_merge, gspn_scan
 
 FORMULA = ", as a formula"  # ends the names of what the mixer did before in several passes
@@ -39,12 +39,12 @@ def relu_squared_by_formula(x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def by_formula() -> Iterator[None]:
     """Every mixer as before its passes over memory were joined."""
-    joined = mixers.gated_merge, mixers.relu_squared
-    mixers.gated_merge, mixers.relu_squared = merge_by_formula, relu_squared_by_formula
+    joined = line_scan.gated_merge, mixers.relu_squared
+    line_scan.gated_merge, mixers.relu_squared = merge_by_formula, relu_squared_by_formula
     try:
         yield
     finally:
-        mixers.gated_merge, mixers.relu_squared = joined
+        line_scan.gated_merge, mixers.relu_squared = joined
 
 
 def mixer_stages(mixer: nn.Module, x: torch.Tensor) -> list[Stage]:

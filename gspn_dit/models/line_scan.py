@@ -38,7 +38,7 @@ class LineScan(nn.Module):
         self.merge_linear = self.merge_weight = None
         if settings.merge == "linear":
             self.merge_linear = nn.Linear(len(DIRECTIONS) * width, width, bias=False)
-        else:
+        elif settings.merge != "sum":
             channels = 1 if settings.merge == "scalar" else width
             self.merge_weight = nn.Parameter(torch.empty(len(DIRECTIONS), channels))
 
@@ -55,6 +55,8 @@ class LineScan(nn.Module):
                 fan_in_normal_(layer.weight)
         if self.to_logits is not None:
             fan_in_normal_(self.to_logits.weight, gain=0.1)
+        if self.merge_weight is None and self.merge_linear is None and self.to_u is not None:
+            fan_in_normal_(self.to_u.weight, gain=len(DIRECTIONS) ** -0.5)
         if self.merge_weight is not None:
             nn.init.constant_(self.merge_weight, len(DIRECTIONS) ** -0.5)
 
@@ -99,9 +101,12 @@ class LineScan(nn.Module):
             maps = h if u is None else u * h
             maps = maps if skip is None else maps + skip * x.unsqueeze(3)
             return self.merge_linear(maps.flatten(3))
-        weight = self.merge_weight[part].to(h.dtype)
-        y = (h * weight).sum(3) if u is None else gated_merge(h, u * weight)
-        return y if skip is None else torch.addcmul(y, (skip * weight).sum(3), x)
+        if self.merge_weight is not None:
+            weight = self.merge_weight[part].to(h.dtype)
+            h, u = (h * weight, None) if u is None else (h, u * weight)
+            skip = None if skip is None else skip * weight
+        y = h.sum(3) if u is None else gated_merge(h, u)
+        return y if skip is None else torch.addcmul(y, skip.sum(3), x)
 
     def _channels(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps of a few channels each (..., C') as maps of all (..., C), neighbours sharing one."""

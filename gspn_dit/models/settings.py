@@ -90,9 +90,9 @@ class ModelConfig:
     width // 16 (default of GSPN-DiT), or 1 (one map for all channels)."""
     bottleneck: int | None = None
     """Width from which a scan's maps are projected; width // 16 by default, and never below 16."""
-    merge: Literal["scalar", "channel", "linear"] | None = None
+    merge: Literal["scalar", "channel", "linear", "sum"] | None = None
     """How the directions' maps become one: a weight per direction (scalar, default), one per direction and
-    channel (channel), or a full linear layer (linear)."""
+    channel (channel), a full linear layer (linear), or their sum, the read-out gates being weights enough (sum)."""
     direction_skip: bool | None = None
     """Add D_k * x to the map of direction k, with D_k projected from the bottleneck; off by default."""
     segment: int | None = None

@@ -88,6 +88,7 @@ CHANGES = [
     ({"kernel_sizes": [5, 0]}, {"mixer.conv_mid.weight"}, {"mixer.conv_in.weight"}),
     ({"gate": "merged"}, {"mixer.core.to_u.weight"}, {"mixer.core.to_gate.weight"}),
     ({"gate": "none"}, {"mixer.core.to_u.weight"}, set()),
+    ({"merge": "sum"}, {"mixer.core.merge_weight"}, set()),
     ({"gain_groups": 2}, set(), {"mixer.core.to_lam.weight", "mixer.core.to_u.weight"}),
     ({"scan_order": "sequential"}, set(), set()),
     ({"forget": "learned"}, set(), {"mixer.core.to_forget.weight", "mixer.core.to_forget.bias"}),
@@ -257,7 +258,7 @@ def logits_of(core, x):
     return (x @ core.bottleneck.weight.T @ core.to_logits.weight.T).unflatten(-1, (4, 3, -1))
 
 
-@pytest.mark.parametrize("merge", ["scalar", "channel", "linear"])
+@pytest.mark.parametrize("merge", ["scalar", "channel", "linear", "sum"])
 @pytest.mark.parametrize("gate", ["directions", "merged", "none"])
 @pytest.mark.parametrize("gains", [1, 4, 16])
 def test_gates_and_gains_by_their_definition(gate, gains, merge):
@@ -269,6 +270,8 @@ def test_gates_and_gains_by_their_definition(gate, gains, merge):
         h = h * maps(core, x, "to_u")[0]
     if merge == "linear":
         y = h.flatten(3) @ core.merge_linear.weight.T
+    elif merge == "sum":
+        y = h.sum(3)
     else:
         y = sum(core.merge_weight[k] * h[:, :, :, k] for k in range(4))
     if gate == "merged":

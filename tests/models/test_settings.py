@@ -115,7 +115,7 @@ def test_groups_follow_the_family():
         ("GSPN-DiT-S/2", {"heads": 6}, "heads is 6; expected none: mixer 'gspn' has no use for it"),
         ("GSPN-DiT-S/2", {"groups": 5}, "groups is 5; expected a divisor of the width 384"),
         ("GSPN-DiT-S/2", {"segment": -1}, "segment is -1; expected an integer of 0 or more"),
-        ("GSPN-DiT-S/2", {"merge": "mean"}, "merge is 'mean'; expected one of scalar, channel, linear"),
+        ("GSPN-DiT-S/2", {"merge": "mean"}, "merge is 'mean'; expected one of scalar, channel, linear, sum"),
         ("GSPN-DiT-S/2", {"scan": "rows"}, "scan is 'rows'; expected one of lines, identity"),
         (
             "GSPN-DiT-S/2",
