@@ -49,6 +49,8 @@ class DataConfig:
     """Mirror half of the training images (images only; latents always are, digits never)."""
     held_out: float = 0.1
     """Share of each class never trained on (images only), where the folder has no test/; 0 for none."""
+    validation: str | None = None
+    """A second folder of latents, never trained on (latents only); null for no validation."""
     autoencoder: str | None = None
     """Decoder for sample grids: a hub id or folder in diffusers' format; null for pixels, or to take the
     latents' own."""
@@ -97,6 +99,11 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl."""
     sample_every: int = 0
     """Steps between sample grids; 0 for none but the last."""
+    validate_every: int = 0
+    """Steps between losses of the EMA weights on held-out images (see gspn_dit/evaluation/validation.py), if
+    there are any: data.kind says which. The last step always has one; 0 for none between."""
+    validation_images: int = 512
+    """Held-out images of a validation, or all where they are fewer; 0 for no validation."""
     compile: bool = False
     """Compile the model with torch.compile."""
     init_from: str | None = None
@@ -185,6 +192,8 @@ RULES = (
     ("train.keep_last", lambda v: v >= 1, "at least 1"),
     ("train.log_every", lambda v: v >= 1, "at least 1"),
     ("train.sample_every", lambda v: v >= 0, "at least 0"),
+    ("train.validate_every", lambda v: v >= 0, "at least 0"),
+    ("train.validation_images", lambda v: v >= 0, "at least 0"),
     ("sample.steps", lambda v: v >= 1, "at least 1"),
     ("sample.cfg_scale", lambda v: v >= 1, "at least 1.0 (1.0 is no guidance)"),
     ("sample.cfg_interval", lambda v: v is None or v[0] < v[1], "[low, high] with low below high, or null"),
@@ -287,6 +296,10 @@ def check_data(data: DataConfig) -> None:
     """Raise `UserError` for a folder or size that `data.kind` needs, or a setting that it has no use for."""
     if data.kind == "latents" and data.path is None:
         raise UserError("data.path: expected the folder that encode_latents.py made, got null")
+    if data.kind != "latents" and data.validation is not None:
+        raise UserError(f"data.validation: expected null but for latents, got {data.validation!r}")
+    if data.kind == "latents" and data.validation == data.path:
+        raise UserError(f"data.validation: expected other latents than those of data.path, got {data.path!r}")
     if data.kind == "images" and data.path is None:
         raise UserError("data.path: expected a folder of images, got null")
     if data.kind == "images" and data.size is None:

@@ -1,6 +1,6 @@
 """Training sets: what an image looks like depends on its index and its number in training alone."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,3 +28,18 @@ class Dataset(Protocol):
         posterior's noise) are keyed by (seed, image number).
         """
         ...
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint remembers of its data; of latents, also what they were made with; of images, hashes."""
+    manifest = getattr(dataset, "manifest", None)
+    latents = ("weights_hash", "scale", "shift", "image_size", "images_hash") if manifest else ()
+    return {
+        "images": len(dataset),
+        "size": dataset.size,
+        "channels": dataset.channels,
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        **{name: getattr(manifest, name) for name in latents},
+        **getattr(dataset, "hashes", {}),
+    }

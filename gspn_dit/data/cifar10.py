@@ -6,6 +6,8 @@ import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from gspn_dit import errors
 from gspn_dit.errors import UserError
 from gspn_dit.files import cache_folder, claimed
@@ -56,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def load(source: Path, split: str):
     """Images (n, 32, 32, 3) uint8, labels and the classes' names, from torchvision's files, which are checked."""
-    from torchvision.datasets import CIFAR10  # after the arguments are found good: it takes seconds to load
+    # Speed: torchvision takes seconds to load; a rejected argument does not wait for it.
+    from torchvision.datasets import CIFAR10
 
     try:
         data = CIFAR10(str(source), train=split == "train", download=True)
@@ -71,8 +74,6 @@ def load(source: Path, split: str):
 
 def write(folder: Path, images, labels: Sequence[int], names: Sequence[str]) -> int:
     """Write the images of a split that are not there yet; how many these were."""
-    from PIL import Image
-
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
     written = 0

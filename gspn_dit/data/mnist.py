@@ -47,15 +47,15 @@ def load_digits(split: Literal["train", "heldout"]) -> tuple[np.ndarray, np.ndar
 
 
 class Digits:
-    """The training digits with pixels in [-1, 1]. No flips: a mirrored digit is no digit."""
+    """The digits of training, or those held out, with pixels in [-1, 1]. No flips: a mirrored digit is no digit."""
 
     num_classes = CLASSES
     channels = 1
     size = 32
     autoencoder = None
 
-    def __init__(self) -> None:
-        images, labels = load_digits("train")
+    def __init__(self, split: Literal["train", "heldout"] = "train") -> None:
+        images, labels = load_digits(split)
         self.images = torch.from_numpy(images).unsqueeze(1).float() / 127.5 - 1  # (N, 1, 32, 32)
         self.labels = torch.from_numpy(labels)
         self.class_names = [str(digit) for digit in range(CLASSES)]

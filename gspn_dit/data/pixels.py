@@ -83,11 +83,12 @@ class PixelDataset:
         with readers() as pool:
             return torch.stack(list(pool.map(lambda file: read_pixels(file, self.size), files)))
 
-    def storage(self) -> str:
-        """Where the pixels are, for people."""
+    @property
+    def notes(self) -> list[str]:
+        """Lines to be shown: what the folder holds besides, and where the pixels are."""
         megabytes = len(self) * image_bytes(self.size) / 1e6
         where = "in memory" if self.pixels is not None else "read from the disk at every draw"
-        return f"{self.size}x{self.size} pixels, {megabytes:,.0f} MB, {where}"
+        return [*self.images.notes, f"pixels: {self.size}x{self.size}, {megabytes:,.0f} MB, {where}"]
 
 
 def training_pixels(root: str | Path, size: int, held_out: float, flip: bool) -> PixelDataset:

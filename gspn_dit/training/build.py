@@ -10,11 +10,12 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from gspn_dit.config import Config, DataConfig, TrainConfig
-from gspn_dit.data import Dataset
+from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.data.mnist import Digits
 from gspn_dit.data.pixels import training_pixels
 from gspn_dit.diffusion import Diffusion, check_sampling, create_diffusion, default_sampler
 from gspn_dit.errors import UserError
+from gspn_dit.evaluation.validation import Validator, check_held_out, held_out_dataset
 from gspn_dit.latents.dataset import LatentDataset
 from gspn_dit.models.networks import create_model
 from gspn_dit.random import WEIGHTS, seed_of
@@ -69,6 +70,30 @@ def build_diffusion(config: Config) -> Diffusion:
         return create_diffusion(**settings)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def build_validator(
+    config: Config, dataset: Dataset, batch_size: int, accelerator: Accelerator
+) -> Validator | None:
+    """What measures the run on held-out images; None where there are none or none is asked for.
+
+    Raises `UserError` when validation is asked for but there are no held-out images, or they do not fit.
+    """
+    train = config.train
+    held_out = held_out_dataset(config.data) if train.validation_images else None
+    if held_out is None:
+        if train.validate_every:
+            raise UserError("train.validate_every: there are no held-out images; set it to 0")
+        return None
+    check_held_out(held_out, describe_dataset(dataset))
+    return Validator(
+        held_out,
+        config.diffusion.objective,
+        images=train.validation_images,
+        batch_size=batch_size,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
 
 
 def block_classes(model: nn.Module) -> list[str]:

@@ -33,7 +33,8 @@ class MetricsLog:
         values = {key: value for key, value in row.items() if key != "step"}
         if self.tensorboard:
             for key, value in values.items():
-                self.tensorboard.add_scalar(f"train/{key}", value, row["step"])
+                tag = f"train/{key}".replace("train/validation_", "validation/")
+                self.tensorboard.add_scalar(tag, value, row["step"])
         if self.wandb:
             self.wandb.log(values, step=row["step"])
 
@@ -101,7 +102,7 @@ def open_wandb(config: Config) -> Any:
 
 
 def plot_loss(run_dir: str | Path) -> Path:
-    """Draw loss.png from metrics.jsonl: each row, and a running mean over a twentieth of the run."""
+    """Draw loss.png from metrics.jsonl: each row, a running mean over a twentieth of the run, and validation."""
     # Speed: matplotlib takes a second, and is used once, at the end.
     from matplotlib.figure import Figure
 
@@ -112,6 +113,9 @@ def plot_loss(run_dir: str | Path) -> Path:
     axes = figure.subplots()
     axes.plot(steps, losses, color="0.75", linewidth=1, label="logged")
     axes.plot(steps, running_mean(losses, max(1, len(losses) // 20)), color="C0", label="running mean")
+    measured = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    if measured:
+        axes.plot(*zip(*measured, strict=True), color="C1", marker=".", label="validation (squared error)")
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=run_dir.name)
     axes.grid(alpha=0.3, which="both")
     axes.legend()

@@ -5,7 +5,7 @@ from typing import Any
 
 from gspn_dit import schema
 from gspn_dit.config import Config
-from gspn_dit.data import Dataset
+from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.errors import UserError
 
 HARMLESS = {
@@ -14,6 +14,7 @@ HARMLESS = {
     "model.checkpoint_activations",
     "data.path",
     "data.autoencoder",
+    "data.validation",
     "train.steps",
     "train.micro_batch",
     "train.memory",
@@ -21,6 +22,8 @@ HARMLESS = {
     "train.keep_last",
     "train.log_every",
     "train.sample_every",
+    "train.validate_every",
+    "train.validation_images",
     "train.compile",
     "train.tensorboard",
     "train.wandb",
@@ -52,21 +55,6 @@ def check_same_data(folder: Path, before: dict[str, Any], dataset: Dataset) -> N
             raise UserError(
                 f"the data has {key} {show(now[key])}, but {folder} was trained with {show(value)}"
             )
-
-
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint remembers of its data; of latents, also what they were made with; of images, hashes."""
-    manifest = getattr(dataset, "manifest", None)
-    latents = ("weights_hash", "scale", "shift", "image_size", "images_hash") if manifest else ()
-    return {
-        "images": len(dataset),
-        "size": dataset.size,
-        "channels": dataset.channels,
-        "num_classes": dataset.num_classes,
-        "class_names": list(dataset.class_names),
-        **{name: getattr(manifest, name) for name in latents},
-        **getattr(dataset, "hashes", {}),
-    }
 
 
 def show(value: Any) -> str:

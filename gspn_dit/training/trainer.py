@@ -25,8 +25,8 @@ from gspn_dit.checkpoint import (
     weights_file,
 )
 from gspn_dit.config import Config, TrainConfig, load_config, save_config
+from gspn_dit.data import describe_dataset
 from gspn_dit.data.batches import Batch, Batches
-from gspn_dit.data.pixels import PixelDataset
 from gspn_dit.errors import UserError
 from gspn_dit.files import claimed
 from gspn_dit.models.weights import load_weights
@@ -37,6 +37,7 @@ from gspn_dit.training.build import (
     block_classes,
     build_diffusion,
     build_model,
+    build_validator,
     create_accelerator,
     create_dataset,
     create_optimizer,
@@ -45,7 +46,7 @@ from gspn_dit.training.build import (
 from gspn_dit.training.ema import EMA
 from gspn_dit.training.log import MetricsLog
 from gspn_dit.training.results import finish_run, open_decoder
-from gspn_dit.training.resume import check_same_data, check_same_run, describe_dataset
+from gspn_dit.training.resume import check_same_data, check_same_run
 from gspn_dit.training.state import load_training_state, save_checkpoint
 
 STOPPED = 143
@@ -78,6 +79,7 @@ class Trainer:
         self.model_settings = model.config
         self.prepare(model)
         self.batches = self.create_batches()
+        self.validator = build_validator(config, self.dataset, self.batches.micro_batch, accelerator)
         self.step = 0
         self.pending: list[torch.Tensor] = []
         """Measurements of the newest steps, (loss terms and gradient norm), still on the device."""
@@ -172,8 +174,9 @@ class Trainer:
             for batches in self.batches(self.step, train.steps):
                 self.train_step(batches)
                 stop = self.agreed(flag)
-                if self.due(train.log_every) or self.step == train.steps:
-                    self.log_row()
+                validation = self.validate()
+                if self.due(train.log_every) or self.step == train.steps or validation:
+                    self.log_row(validation)
                 if self.shows_samples and self.due(train.sample_every) and self.step < train.steps:
                     self.sample()
                 if self.due(train.checkpoint_every) or self.step == train.steps or stop:
@@ -224,8 +227,18 @@ class Trainer:
                     raise UserError(f"step {step}: {name} is {row[name]}; stopped, {self.last_good()}")
             self.window.append(row)
 
-    def log_row(self) -> None:
-        """Write the means since the last row."""
+    def validate(self) -> dict[str, float]:
+        """The EMA weights' loss on held-out images, where it is due; all processes compute it together."""
+        last = self.step == self.config.train.steps
+        if self.validator is None or not (last or self.due(self.config.train.validate_every)):
+            return {}
+        with self.clock.paused(), self.ema.swapped():
+            means = self.validator(self.model, self.accelerator).means()
+        self.report(f"step {self.step}: validation " + ", ".join(f"{k} {v:.5f}" for k, v in means.items()))
+        return {f"validation_{name}": value for name, value in means.items()}
+
+    def log_row(self, validation: dict[str, float]) -> None:
+        """Write the means since the last row, and the validation of this step."""
         self.collect()
         count = len(self.window)
         means = {name: sum(row[name] for row in self.window) / count for name in self.window[0]}
@@ -239,6 +252,7 @@ class Trainer:
                     **means,
                     "learning_rate": learning_rate(self.step - 1, self.config.train),
                     "images_per_second": round(speed, 2),
+                    **validation,
                 }
             )
         self.bar.set_postfix({"loss": f"{means['loss']:.4f}", "images/s": f"{speed:.1f}"}, refresh=False)
@@ -300,11 +314,12 @@ class Trainer:
         train, accelerator = self.config.train, self.accelerator
         millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         objective, kind = self.config.diffusion.objective, self.config.data.kind
-        storage = f" ({self.dataset.storage()})" if isinstance(self.dataset, PixelDataset) else ""
         self.report(
             f"{self.config.model.name}, {millions:.2f}M parameters, {objective}, "
-            f"{len(self.dataset)} images of {kind}{storage}"
+            f"{len(self.dataset)} images of {kind}"
         )
+        for note in getattr(self.dataset, "notes", ()):
+            self.report(note)
         self.report(
             f"{accelerator.num_processes} x {accelerator.device.type}, precision {train.precision}, batch "
             f"{train.batch_size} in micro-batches of {self.batches.micro_batch}, "

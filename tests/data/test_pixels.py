@@ -110,7 +110,7 @@ def test_images_that_do_not_fit_in_memory_are_read_at_every_draw(split, monkeypa
     kept = training_pixels(split, 8, 0.0, flip=True)
     monkeypatch.setattr(pixels, "MEMORY_SHARE", 0)
     read = training_pixels(split, 8, 0.0, flip=True)
-    assert "in memory" in kept.storage() and "at every draw" in read.storage()
+    assert "in memory" in kept.notes[-1] and "at every draw" in read.notes[-1]
     assert all(map(torch.equal, kept.draw(NUMBERS, NUMBERS, 1), read.draw(NUMBERS, NUMBERS, 1)))
     shutil.rmtree(split)
     kept.draw(NUMBERS, NUMBERS, 1)
@@ -176,9 +176,12 @@ def train_pixels(train_run, split):
     return run
 
 
-def test_training_on_pixels_shows_pixels_and_resumes_exactly(train_pixels, capsys):
+def test_training_on_pixels_shows_pixels_and_resumes_exactly(train_pixels, split, capsys):
+    (split / "train" / "ant" / "notes.txt").touch()
     straight, broken = train_pixels("straight"), train_pixels("broken")
-    assert "6 images of images (8x8 pixels, 0 MB, in memory)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "6 images of images" in told and "pixels: 8x8, 0 MB, in memory" in told
+    assert "left out 1 files or folders, hidden or no images: ant/notes.txt" in told
     shutil.rmtree(broken / "checkpoints" / "step_00000010")
     train_pixels("broken")
     assert final_state(broken) == final_state(straight)

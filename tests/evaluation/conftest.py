@@ -13,6 +13,7 @@ from safetensors.torch import save
 import eval_fid
 from gspn_dit.evaluation import digits
 from gspn_dit.evaluation.extractors import Features
+from tests.latents.conftest import store_folder  # noqa: F401 (a fixture of these tests too)
 
 
 @pytest.fixture(scope="session")

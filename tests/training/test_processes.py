@@ -33,17 +33,19 @@ def launch_training(program: str, *arguments: str) -> None:
 def assert_equal_runs(run_a: Path, run_b: Path) -> None:
     """Losses equal to 1e-5 relative; averaged weights to what Adam makes of rounding in the gradient."""
     for row, other in zip(log_rows(run_a), log_rows(run_b), strict=True):
-        assert other["loss"] == pytest.approx(row["loss"], rel=1e-5)
+        for key in (key for key in row if key == "loss" or key.startswith("validation")):
+            assert other[key] == pytest.approx(row[key], rel=1e-5)
+    assert "validation_high" in row
     tensors = [load_file(latest_checkpoint(run) / "ema.safetensors") for run in (run_a, run_b)]
     torch.testing.assert_close(*tensors, rtol=1e-3, atol=1e-4)
 
 
 def test_two_processes_with_micro_batches_equal_one(train_run, tiny_yaml, tmp_path):
-    one = train_run("one")
+    validate = ("train.validate_every=4", "train.validation_images=33")
+    one = train_run("one", *validate)
     two = tmp_path / "two"
-    launch_processes(
-        "train.py", str(tiny_yaml), f"run_dir={two}", "train.micro_batch=2", "train.sample_every=5"
-    )
+    cut = ("train.micro_batch=2", "train.sample_every=5")
+    launch_processes("train.py", str(tiny_yaml), f"run_dir={two}", *cut, *validate)
     assert_equal_runs(one, two)
 
 
@@ -58,6 +60,8 @@ def test_fifty_steps_of_two_processes_resumed_half_way(train_run, tiny_yaml, tmp
         "train.schedule=constant",
         "train.checkpoint_every=20",
         "train.sample_every=15",
+        "train.validate_every=25",
+        "train.validation_images=33",
         "model.depth=2",
     )
     one = train_run("one", *overrides, "train.steps=50")

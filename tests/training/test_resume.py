@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from gspn_dit.data import describe_dataset
 from gspn_dit.errors import UserError
 from gspn_dit.latents.dataset import Manifest
-from gspn_dit.training.resume import check_same_data, describe_dataset
+from gspn_dit.training.resume import check_same_data
 
 MANIFEST = Manifest(
     autoencoder="vae",

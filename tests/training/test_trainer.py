@@ -122,10 +122,10 @@ def test_sigterm_saves_and_the_same_command_continues(train_run, monkeypatch):
 
 
 def test_run_goes_on_to_more_steps(train_run):
-    constant = "train.schedule=constant"
-    straight = train_run("straight", constant, "train.steps=14")
-    train_run("longer", constant)
-    assert final_state(train_run("longer", constant, "train.steps=14")) == final_state(straight)
+    settings = ("train.schedule=constant", "train.validate_every=5")
+    straight = train_run("straight", *settings, "train.steps=14")
+    train_run("longer", *settings)
+    assert final_state(train_run("longer", *settings, "train.steps=14")) == final_state(straight)
 
 
 def test_finished_run_trains_no_further(train_run, monkeypatch):
