@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gspn_dit.errors import ArgumentParser, UserError, run
+from gspn_dit.outputs import refuse_inputs
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+
+    refuse_inputs("OUT", arguments.out, [("IMAGE_FOLDER", arguments.images), ("--vae", arguments.vae)])
+    refuse_inputs("IMAGE_FOLDER", arguments.images, [("OUT", arguments.out)])
 
     # Speed: `--help` and a rejected argument answer without waiting for torch.
     import torch

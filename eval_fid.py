@@ -9,6 +9,7 @@ from pathlib import Path
 from gspn_dit import errors
 from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
+from gspn_dit.outputs import refuse_inputs
 
 RESULTS = Path(__file__).parent / "results"
 EPILOG = """\
@@ -103,8 +104,28 @@ def check(arguments: argparse.Namespace) -> None:
     for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):
         if path is not None:
             check_target(option, Path(path))
+    refuse_outputs(arguments)
     if arguments.save_reference and Path(arguments.save_reference).suffix != ".npz":
         raise UserError(f"--save-reference {arguments.save_reference}: expected a name that ends in .npz")
+
+
+def refuse_outputs(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` where something that is read would be written over, or two outputs are one file."""
+    from gspn_dit.evaluation.runs import inputs_of
+
+    results = Path(arguments.results)
+    board = [("the leaderboard", results / name) for name in ("leaderboard.json", "published.csv")]
+    inputs = inputs_of(Path(arguments.samples))
+    for option in ("reference", "inception_weights", "vae"):
+        if getattr(arguments, option):
+            inputs.append((f"--{option.replace('_', '-')}", Path(getattr(arguments, option))))
+    for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):
+        if path:
+            refuse_inputs(option, path, [*inputs, *board])
+    if arguments.record:
+        refuse_inputs("--results", results / "leaderboard.json", inputs)
+    if arguments.json and Path(arguments.json).suffix == ".npz":
+        raise UserError(f"--json {arguments.json}: expected a name that does not end in .npz")
 
 
 def check_leaderboard(results: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from gspn_dit import errors
 from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
+from gspn_dit.outputs import refuse_inputs
 
 EXAMPLES = """\
 examples:
@@ -97,6 +98,16 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
 
 
+def refuse_outputs(arguments: argparse.Namespace, inputs: list[tuple[str, Path]]) -> None:
+    """Raise `UserError` where something that is read would be written over."""
+    if arguments.npz:
+        path = Path(arguments.npz)
+        for output in (path, path.with_suffix(".json"), Path(f"{path}.parts")):
+            refuse_inputs("--npz", output, inputs)
+    else:
+        refuse_inputs("--out", arguments.out or "grid.png", inputs)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the arguments, then sample; the exit status."""
     arguments = parse_arguments(argv)
@@ -122,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         vae=arguments.vae,
         batch_size=arguments.batch_size,
     ).resolve()
+    refuse_outputs(arguments, resolved.inputs())
     if arguments.num:
         accelerator = connect()
         settings = sample_file(

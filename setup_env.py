@@ -1,7 +1,7 @@
 """Make .venv with pinned packages and the CUDA compiler: `make setup`. Needs Python >= 3.11 and nothing else.
 
 Idempotent: a stamp, written last, holds what was installed; without it, or when it differs, the installation is done
-again (pip skips what is there). A virtual environment that an interruption left broken is made anew.
+again (pip skips what is there). A virtual environment of its own that an interruption left broken is made anew.
 """
 
 from __future__ import annotations  # an older Python must get as far as the message about its version
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "installed"
+MARK = "made-by-setup"
+"""A file in .venv that says that it may be made anew: what others made is theirs."""
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 CUDA_COMPILER = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
 
@@ -40,7 +42,7 @@ def main() -> int:
     wanted = fingerprint(cuda)
     if STAMP.exists() and satisfied(STAMP.read_text(), wanted):
         return 0
-    problem = missing()
+    problem = missing() or foreign()
     if problem:
         return fail(problem)
     cpu_wheels = not cuda and reachable(CPU_WHEELS)
@@ -79,6 +81,21 @@ def missing() -> str | None:
     if not shutil.which(compiler):
         return f"{compiler} is not installed: install a C++17 compiler (Debian: apt-get install g++)"
     return None
+
+
+def pip_runs() -> bool:
+    """Whether there is a virtual environment that packages can be installed into."""
+    check = [str(PYTHON), "-m", "pip", "--version"]
+    return PYTHON.exists() and subprocess.run(check, capture_output=True).returncode == 0
+
+
+def foreign() -> str | None:
+    """Why .venv is neither of use nor to be removed; None when it is."""
+    if not os.path.lexists(VENV) or pip_runs() or (VENV / MARK).exists() or STAMP.exists():
+        return None
+    return (
+        f"{VENV} has no working pip and was not made here: rename or remove it, then `make setup` makes one"
+    )
 
 
 def fingerprint(cuda: bool) -> str:
@@ -128,11 +145,12 @@ def installed_size() -> float:
 
 def make_venv() -> None:
     """Make the virtual environment, anew when its Python or its pip does not run."""
-    check = [str(PYTHON), "-m", "pip", "--version"]
-    if VENV.exists() and PYTHON.exists():
-        if subprocess.run(check, capture_output=True).returncode == 0:
-            return
+    if pip_runs():
+        return
+    if VENV.exists():
         shutil.rmtree(VENV)
+    VENV.mkdir()
+    (VENV / MARK).touch()
     subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
 
 

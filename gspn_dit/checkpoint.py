@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,15 @@ from gspn_dit.models.networks import create_model
 from gspn_dit.models.weights import download, load_weights
 
 FORMAT = 1
+NAME = re.compile(r"step_(\d{8}|[1-9]\d{8,})")
+"""What `checkpoint_name` gives. Whatever else lies beside the checkpoints is the user's: not read, not removed."""
+LEFTOVER = re.compile(rf"\.tmp-(old-)?{NAME.pattern}")
+RECORDS = (
+    *("config.yaml", "metrics.jsonl", "loss.png", "tensorboard", "wandb", "wandb_id"),
+    *("samples/final.png", "samples/final.json", "scores.json"),
+    *(f"{name}.{end}" for name in ("guided", "unguided") for end in ("npz", "json")),
+)
+"""What a training writes in its folder, beside checkpoints/ and samples/step_*.png."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -38,7 +48,25 @@ def checkpoint_name(step: int) -> str:
 
 def checkpoints(run_dir: str | Path) -> list[Path]:
     """The checkpoint folders of a run, newest first, damaged ones included."""
-    return sorted((Path(run_dir) / "checkpoints").glob("step_*"), reverse=True)
+    found = (path for path in (Path(run_dir) / "checkpoints").glob("step_*") if NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint is of; of a release, its own folder."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
+def parts_of_run(checkpoint: Path) -> list[tuple[str, Path]]:
+    """What no output of another command may replace: the checkpoints and records of a run, by name and path."""
+    run = run_of(checkpoint)
+    if run == checkpoint:
+        return [("the release", checkpoint)]
+    records = [run / name for name in RECORDS] + sorted((run / "samples").glob("step_*.png"))
+    return [
+        ("the run's checkpoints", checkpoint.parent),
+        *(("a record of the run", path) for path in records),
+    ]
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
@@ -69,9 +97,11 @@ def newest_undamaged(run_dir: str | Path, report: Callable[[str], None]) -> Path
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint so that it is none any more; one of the same step set aside before goes."""
-    aside = folder.with_name(f"damaged_{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    """Rename a damaged checkpoint so that it is none any more."""
+    names = itertools.chain(
+        [f"damaged_{folder.name}"], (f"damaged_{folder.name}_{n}" for n in itertools.count(2))
+    )
+    aside = next(path for name in names if not os.path.lexists(path := folder.with_name(name)))
     os.rename(folder, aside)
     return aside
 
@@ -144,16 +174,26 @@ class Writer:
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint; a kill on the way leaves no half of one under its name."""
-    if folder.exists():
+    if os.path.lexists(folder):
         doomed = folder.with_name(f".tmp-old-{folder.name}")
         os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+        delete(doomed)
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder; of a link to one, only the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def clear_leftovers(folder: Path) -> None:
     """Delete what a killed save or removal left behind."""
     for leftover in folder.glob(".tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if LEFTOVER.fullmatch(leftover.name):
+            with contextlib.suppress(OSError):
+                delete(leftover)
 
 
 def rotate(run_dir: str | Path, keep_last: int, step: int) -> None:

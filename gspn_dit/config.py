@@ -313,7 +313,12 @@ def to_mapping(config: Config) -> dict[str, Any]:
     return schema.to_plain(config)
 
 
+def to_yaml(config: Config) -> str:
+    """The config as `save_config` writes it."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved config as YAML, whole or not at all."""
     with replacing(path) as file:
-        file.write(yaml.safe_dump(to_mapping(config), sort_keys=False).encode())
+        file.write(to_yaml(config).encode())

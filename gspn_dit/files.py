@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,11 +13,17 @@ from typing import Any, BinaryIO
 
 from gspn_dit.errors import UserError
 
+LEFTOVER = re.compile(r"\.tmp-[0-9a-f]{32}-.+", re.DOTALL)
+"""What `replacing` calls a file that is being written."""
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` for writing; on a clean exit it is synced and renamed to `path`."""
-    path = Path(path)
+    """Open a file beside `path` for writing; on a clean exit it is synced and renamed to `path`.
+
+    Where `path` is a link, what it points to is replaced.
+    """
+    path = Path(os.path.realpath(path))
     # Not the process's number: on a shared disk another machine may have a process of that number.
     aside = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
     try:
@@ -28,6 +35,20 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The files that a kill left half written in a folder."""
+    return [path for path in folder.glob(".tmp-*") if LEFTOVER.fullmatch(path.name)]
+
+
+def remove_folder(folder: Path, own: re.Pattern[str]) -> None:
+    """Remove the files of a folder whose names match, and what a kill left of them; the folder too when that is all."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if own.fullmatch(path.name) or LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        folder.rmdir()
 
 
 def read_json(path: Path) -> Any:

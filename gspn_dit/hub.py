@@ -8,16 +8,22 @@ it or its hub id in place of a run.
 
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from gspn_dit import errors
-from gspn_dit.checkpoint import find_checkpoint, load_model, read_state
+from gspn_dit.checkpoint import find_checkpoint, load_model, read_state, run_of
 from gspn_dit.config import Config, load_config, save_config
-from gspn_dit.files import sha256
+from gspn_dit.errors import UserError
+from gspn_dit.files import read_json, sha256, sync_folder
 from gspn_dit.models.networks import from_pretrained
-from gspn_dit.models.weights import WEIGHTS, card, is_hub_id, upload, write_text, write_weights
+from gspn_dit.models.weights import FILES, WEIGHTS, card, is_hub_id, upload, write_text, write_weights
+from gspn_dit.outputs import refuse_inputs
 
 __all__ = ["from_pretrained", "release"]
 
@@ -29,11 +35,47 @@ The averaged (EMA) weights after {step:,} steps, {images_seen:,} images, of obje
 
 
 def release(run: str | Path, folder: str | Path) -> Path:
-    """Write the EMA weights of a run to a folder that `from_pretrained`, sample.py and the hub take."""
+    """Write the EMA weights of a run to a folder that `from_pretrained`, sample.py and the hub take.
+
+    The folder is new, empty, or that of an earlier release; `UserError` for another, or one within the run.
+    """
     folder = Path(folder)
+    checkpoint = find_checkpoint(run)
+    refuse_inputs("FOLDER", folder, [("RUN", run), ("the run", run_of(checkpoint))])
+    check_folder(folder)
     model, config, _ = load_model(run)
     config = without_local_autoencoder(config)
-    state = read_state(find_checkpoint(run))
+    state = read_state(checkpoint)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Whole before it is there: of an earlier release and this one, a kill leaves the one or the other.
+    with tempfile.TemporaryDirectory(prefix=".tmp-release-", dir=folder.parent) as name:
+        write_release(Path(name), model, config, state)
+        folder.mkdir(exist_ok=True)
+        for file in FILES:
+            os.replace(Path(name) / file, folder / file)
+    sync_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` for a folder in which a release would overwrite what is no release."""
+    state = folder / "state.json"
+    if state.exists():
+        content = read_json(state)
+        if not (isinstance(content, dict) and content.get("released")):
+            raise UserError(
+                f"FOLDER {folder} holds a checkpoint, which a release would overwrite: give a new folder"
+            )
+        return
+    for name in FILES:
+        if (folder / name).exists():
+            raise UserError(
+                f"FOLDER {folder} holds {name}, which a release would overwrite: give a new folder"
+            )
+
+
+def write_release(folder: Path, model: nn.Module, config: Config, state: dict[str, Any]) -> None:
+    """The five files of a release."""
     write_weights(model, folder)
     save_config(config, folder / "config.yaml")
     files = {name: (folder / name) for name in (WEIGHTS, "config.yaml")}
@@ -46,7 +88,6 @@ def release(run: str | Path, folder: str | Path) -> Path:
     }
     write_text(folder / "README.md", card(model, training_text(config, state)))
     write_text(folder / "state.json", json.dumps(state, indent=1))
-    return folder
 
 
 def training_text(config: Config, state: dict[str, Any]) -> str:

@@ -67,6 +67,7 @@ def test_cuda_after_cpu_wheels_replaces_torch(root, monkeypatch, cuda, installed
         return subprocess.CompletedProcess(command, 0, stdout=f"{version}\n" if version else "")
 
     (root / ".venv").mkdir()
+    (root / ".venv" / setup_env.MARK).touch()
     for step, answer in (("reachable", True), ("room_for", True), ("missing", None), ("make_venv", None)):
         monkeypatch.setattr(setup_env, step, lambda *_, answer=answer: answer)
     monkeypatch.setattr(setup_env.subprocess, "run", run)
@@ -79,3 +80,25 @@ def test_cuda_after_cpu_wheels_replaces_torch(root, monkeypatch, cuda, installed
         first = next(line for line in commands if " -m pip " in line)
         assert first.endswith("torch torchvision") and " uninstall --yes " in first
     assert setup_env.STAMP.read_text().endswith(f"cuda={cuda}\n")
+
+
+def test_a_virtual_environment_of_others_is_not_removed(root, monkeypatch, capsys):
+    """One without pip, as uv makes them, looks like one that an interruption left broken."""
+    (root / ".venv").mkdir()
+    for step in ("room_for", "install"):
+        monkeypatch.setattr(setup_env, step, None)
+    assert main(monkeypatch, "0") == 1
+    assert capsys.readouterr().err.endswith("rename or remove it, then `make setup` makes one\n")
+    assert (root / ".venv").is_dir()
+
+
+def test_a_broken_virtual_environment_of_its_own_is_made_anew(root, monkeypatch):
+    made = []
+    monkeypatch.setattr(setup_env.subprocess, "run", lambda command, **_: made.append(command))
+    for left in ((), ("half",)):
+        for name in left:
+            (root / ".venv" / name).touch()
+        setup_env.make_venv()
+        assert [path.name for path in (root / ".venv").iterdir()] == [setup_env.MARK]
+        assert setup_env.foreign() is None
+    assert len(made) == 2

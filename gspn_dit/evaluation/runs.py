@@ -5,6 +5,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from gspn_dit.checkpoint import find_checkpoint, parts_of_run, run_of
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.scores import Options, check_inputs, score_files
 from gspn_dit.evaluation.verdict import PRESETS
@@ -32,6 +33,13 @@ class RunOptions:
 def is_run(path: Path) -> bool:
     """Whether a path is a run folder or a checkpoint folder, not a folder of images."""
     return (path / "checkpoints").is_dir() or (path / "state.json").is_file()
+
+
+def inputs_of(samples: Path) -> list[tuple[str, Path]]:
+    """What scoring these samples reads, by name and path: no output may replace it."""
+    if not is_run(samples):
+        return [("SAMPLES", samples), ("the settings of SAMPLES", samples.with_suffix(".json"))]
+    return parts_of_run(find_checkpoint(samples))
 
 
 def with_preset(options: RunOptions) -> RunOptions:
@@ -89,8 +97,7 @@ def sample_run(resolved: Resolved, options: RunOptions, accelerator: Accelerator
     labels, num = options.labels or "random", options.num or 50_000
     request = repr(replace(resolved.request, run="", batch_size=0))
     key = content_key([request.encode(), labels.encode(), str(num).encode()])[:12]
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
-    path = run / "evaluation" / f"{checkpoint.name}-{key}.npz"
+    path = run_of(checkpoint) / "evaluation" / f"{checkpoint.name}-{key}.npz"
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,14 @@ import numpy as np
 
 from gspn_dit.data.images import ImageFolder
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing
+from gspn_dit.files import LEFTOVER, leftovers, remove_folder, replacing
 from gspn_dit.latents.autoencoder import LatentAutoencoder
 from gspn_dit.latents.dataset import Manifest, read_manifest
 
 CHUNK = 256
 """Images of a chunk; fixed, so that a run may be resumed with another number of processes."""
+
+CHUNK_NAME = re.compile(r"\d{9,}\.json")
 
 DECISIVE = {
     "image_size": "--image-size",
@@ -73,7 +76,7 @@ class LatentStore:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is a file: expected a new folder, or that of an earlier run")
         names = os.listdir(self.folder) if self.folder.exists() else []
-        if "manifest.json" not in names and not all(name.startswith(".tmp-") for name in names):
+        if "manifest.json" not in names and not all(map(LEFTOVER.fullmatch, names)):
             raise UserError(f"{self.folder} is not empty and holds no latents: choose another folder")
 
     def matching(self, wanted: Manifest) -> Manifest | None:
@@ -101,7 +104,7 @@ class LatentStore:
         cut = not self.moments.exists() or self.moments.stat().st_size != manifest.moments_bytes
         if cut and any(self.chunks.glob("*.json")):
             raise UserError(f"{self.moments} was removed or cut since it was written: remove {self.folder}")
-        for leftover in [*self.folder.glob(".tmp-*"), *self.chunks.glob(".tmp-*")]:
+        for leftover in [*leftovers(self.folder), *leftovers(self.chunks)]:
             leftover.unlink()
         # The manifest comes first: it is how a later call knows this folder for its own.
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +158,7 @@ class LatentStore:
 
     def drop_journal(self) -> None:
         """Remove what only an unfinished store needs."""
-        shutil.rmtree(self.chunks, ignore_errors=True)
+        remove_folder(self.chunks, CHUNK_NAME)
 
 
 class ChunkWriter:

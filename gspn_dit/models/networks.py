@@ -111,7 +111,8 @@ class Denoiser(nn.Module):
         return self.final(x, F.silu(condition))  # (B, out, H, W)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and a card."""
+        """Write config.json, model.safetensors and a card; `UserError` for the folder of a checkpoint or release."""
+        weights.refuse_checkpoint(Path(folder))
         weights.write_weights(self, Path(folder))
         weights.write_text(Path(folder) / "README.md", weights.card(self))
 

@@ -55,6 +55,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
+def refuse_checkpoint(folder: Path) -> None:
+    """Raise `UserError` for a folder whose weights a state.json vouches for: others would make it a damaged one."""
+    if (folder / "state.json").exists():
+        raise UserError(f"{folder} holds a checkpoint or a release (state.json): give another folder")
+
+
 def write_weights(model: nn.Module, folder: Path) -> None:
     """config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)

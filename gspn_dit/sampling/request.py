@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from gspn_dit.checkpoint import find_checkpoint, load_model, read_state
+from gspn_dit.checkpoint import find_checkpoint, load_model, parts_of_run, read_state
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
 from gspn_dit.errors import UserError
@@ -75,6 +75,11 @@ class Resolved:
     @property
     def num_classes(self) -> int:
         return self.state["model"]["num_classes"]
+
+    def inputs(self) -> list[tuple[str, Path]]:
+        """What is read, by name and path: no output may replace it."""
+        vae = [("--vae", Path(self.request.vae))] if self.request.vae else []
+        return [*parts_of_run(Path(self.request.run)), *vae]
 
     def check_classes(self, classes: list[int]) -> None:
         """Raise `UserError` for a class that the model was not trained on."""

@@ -6,6 +6,8 @@ samples.npz.parts/      settings.json and finished shards, until the last one is
 """
 
 import json
+import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable
@@ -14,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import read_json, replacing, write_json
+from gspn_dit.files import read_json, remove_folder, replacing, write_json
 
 SHARD = 128
 """Images of a shard: the most that a kill costs each process."""
+PART = re.compile(r"\d{6,}-\d{3}\.npz|settings\.json")
+"""The files of the folder of shards."""
 NOT_COMPARED = ("path",)
 """Settings that may differ between the runs that fill one file: they do not decide its images."""
 
@@ -48,15 +52,20 @@ class SampleFile:
         """Raise `UserError` when the path holds something that this file would not continue."""
         if self.path.suffix != ".npz":
             raise UserError(f"--npz {self.path}: expected a name that ends in .npz")
-        if self.path.exists() and read_settings(self.path) is None and not self.parts.exists():
+        beside, begun = self.path.with_suffix(".json"), self.parts / "settings.json"
+        if self.path.exists() and not beside.exists() and not begun.exists():
             raise UserError(
                 f"{self.path} exists and has no settings beside it: give another name, or remove it"
             )
-        for stored in (read_settings(self.path), read_json(self.parts / "settings.json")):
+        shards = any(map(PART.fullmatch, os.listdir(self.parts) if self.parts.is_dir() else ()))
+        for file, needed in ((beside, beside.exists()), (begun, begun.exists() or shards)):
+            stored = read_json(file)
+            if needed and not isinstance(stored, dict):
+                raise UserError(f"{file} holds no settings of samples: give {self.path} another name")
             for key in sorted(differing(stored, self.settings)):
                 found, asked = stored.get(key), self.settings.get(key)
-                begun = f"{self.path} was begun with {key} {found!r}, now {asked!r}"
-                raise UserError(f"{begun}: give another name, or remove it")
+                change = f"{self.path} was begun with {key} {found!r}, now {asked!r}"
+                raise UserError(f"{change}: give another name, or remove it")
 
     def room(self, image_bytes: int) -> str:
         """A line with the disk that the rest takes and what is free; `UserError` when it cannot fit.
@@ -124,7 +133,7 @@ class SampleFile:
         labels = np.concatenate([load(path, "labels") for path in paths])
         write_npz(self.path, self.count, shape, (load(path, "arr_0") for path in paths), labels)
         write_json(self.path.with_suffix(".json"), self.settings)
-        shutil.rmtree(self.parts, ignore_errors=True)
+        remove_folder(self.parts, PART)
 
 
 def differing(stored: dict | None, settings: dict) -> set[str]:

@@ -1,5 +1,6 @@
 """The record of a run: metrics.jsonl, and from it tensorboard, Weights & Biases and loss.png."""
 
+import itertools
 import json
 import os
 import uuid
@@ -14,12 +15,15 @@ from gspn_dit.files import replacing
 class MetricsLog:
     """Appends rows, JSON objects with their step, to metrics.jsonl.
 
-    Rows later than `step`, which a run that continues from there makes again, are dropped first.
+    Rows later than `step`, which a run that continues from there makes again, are dropped first; where it begins
+    anew, which may be with other settings, the old file is kept under another name.
     """
 
     def __init__(self, config: Config, step: int) -> None:
         self.path = Path(config.run_dir) / "metrics.jsonl"
-        rows = [row for row in read_metrics(self.path) if row["step"] <= step]
+        rows = rows_until(self.path, step)
+        if step == 0 and self.path.exists() and self.path.stat().st_size:
+            os.rename(self.path, free_name(self.path))
         with replacing(self.path) as file:
             file.writelines(encode(row) for row in rows)
         self.file = open(self.path, "ab")  # noqa: SIM115 (open as long as the run)
@@ -54,17 +58,41 @@ def encode(row: dict[str, Any]) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for what is no row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def read_lines(path: Path) -> list[dict[str, Any] | None]:
+    """The rows of a metrics.jsonl, None for a line that is none; a last line that a kill cut is left out."""
+    return [parse_row(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl up to the first line that a kill or a power cut left broken."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The rows of a metrics.jsonl that can be read."""
+    return [row for row in read_lines(path) if row is not None]
+
+
+def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows up to `step`; `UserError` when a line among them is none, which no kill and no power cut explains."""
+    rows = read_lines(path)
+    kept = max((number for number, row in enumerate(rows, 1) if row and row["step"] <= step), default=0)
+    for number, row in enumerate(rows[:kept], 1):
+        if row is None:
+            raise UserError(
+                f"{path}, line {number}, is no row that train.py wrote: mend it, or move the file away"
+            )
+    return [row for row in rows[:kept] if row["step"] <= step]
+
+
+def free_name(path: Path) -> Path:
+    """The first of metrics_old_1.jsonl, metrics_old_2.jsonl, ... that is not there."""
+    names = (f"{path.stem}_old_{number}{path.suffix}" for number in itertools.count(1))
+    return next(new for name in names if not os.path.lexists(new := path.with_name(name)))
 
 
 def open_tensorboard(config: Config, step: int) -> Any:

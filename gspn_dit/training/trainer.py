@@ -47,6 +47,7 @@ from gspn_dit.training.ema import EMA
 from gspn_dit.training.log import MetricsLog
 from gspn_dit.training.results import finish_run, open_decoder
 from gspn_dit.training.resume import check_same_data, check_same_run
+from gspn_dit.training.run_folder import check_run_dir
 from gspn_dit.training.state import load_training_state, save_checkpoint
 
 STOPPED = 143
@@ -384,6 +385,7 @@ def sigterm_flag() -> Iterator[Flag]:
 
 def train(config: Config) -> int:
     """Train as `config` says, continuing the run in its folder if there is one; the exit status."""
+    check_run_dir(config)
     with contextlib.ExitStack() as stack:
         accelerator = create_accelerator(config.train)
         stack.callback(accelerator.end_training)

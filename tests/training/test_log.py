@@ -1,20 +1,43 @@
 """Where a run's metrics go beside metrics.jsonl."""
 
+import shutil
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from gspn_dit.errors import UserError
-from gspn_dit.training.log import read_metrics, wandb_id
+from gspn_dit.training.log import read_metrics, rows_until, wandb_id
 from tests.training.run_state import log_rows
 
+ROWS = b'{"step": 1}\n{"step": 2}\n'
 
-@pytest.mark.parametrize("tail", [b'{"step": 3', b'{"st\n{"step": 3}\n', b"\0\0\0\n\0", b"\xff\xfe\n"])
-def test_rows_end_at_the_first_broken_line(tmp_path, tail):
+
+@pytest.mark.parametrize("tail", [b'{"step": 3', b"", b"\0\0\0\n\0", b"\xff\xfe\n", b'{"st\n{"step": 3}\n'])
+def test_a_torn_end_is_cut(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    path.write_bytes(ROWS + tail)
+    assert rows_until(path, 2) == [{"step": 1}, {"step": 2}]
+    assert rows_until(path, 1) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("line", [b'{"step": 3', b"\0\0", b"[3]", b'{"loss": 1}'])
+def test_a_line_that_is_no_row_among_the_rows_costs_none(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(ROWS + line + b'\n{"step": 4}\n')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 4}]
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 3, is no row that train.py wrote: mend it"):
+        rows_until(path, 4)
+
+
+def test_a_run_begun_anew_keeps_the_old_rows(train_run):
+    run_dir = train_run("run")
+    for _ in range(2):
+        before = (run_dir / "metrics.jsonl").read_bytes()
+        shutil.rmtree(run_dir / "checkpoints")
+        train_run("run", "train.seed=1")
+        assert max(run_dir.glob("metrics_old_*")).read_bytes() == before
+    assert len(log_rows(run_dir)) == 10
 
 
 def test_wandb_gets_every_row(train_run, monkeypatch):
