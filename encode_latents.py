@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gspn_dit.latents.autoencoder import create_autoencoder
     from gspn_dit.latents.encoding import Encoder
     from gspn_dit.latents.store import LatentStore
+    from gspn_dit.launcher import check_launcher
 
+    check_launcher()
     images = list_images(arguments.images)
     store = LatentStore(arguments.out)
     # Processes may wait for the slowest one for longer than the ten minutes that NCCL allows.

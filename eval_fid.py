@@ -10,6 +10,7 @@ from gspn_dit import errors
 from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
 from gspn_dit.outputs import refuse_inputs
+from gspn_dit.signals import noting
 
 RESULTS = Path(__file__).parent / "results"
 EPILOG = """\
@@ -155,12 +156,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.compare:
         return compare(arguments.compare)
     # Speed: `--help`, a rejected argument and the leaderboard answer without waiting for torch.
-    from gspn_dit.sampling.request import connect
+    from gspn_dit.launcher import connect
 
     accelerator = connect()
     if arguments.golden:
         return golden(arguments, accelerator)
-    result = score(arguments, accelerator)
+    kept = "no scores yet; samples and statistics of references that were finished are kept: the same command goes on"
+    with noting(lambda: kept):
+        result = score(arguments, accelerator)
     if result is not None:
         report(result, arguments)
     accelerator.end_training()

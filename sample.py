@@ -118,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--cfg-interval {arguments.cfg_interval}: expected two numbers, LOW,HIGH")
     # Only now: torch takes seconds to load.
     # Speed: `--help` and a rejected argument answer without waiting for torch.
+    from gspn_dit.launcher import connect
     from gspn_dit.sampling.grids import grid_classes
-    from gspn_dit.sampling.request import Request, connect, sample_file, sample_grid
+    from gspn_dit.sampling.request import Request, sample_file, sample_grid
 
     cfg_scale = arguments.cfg_scale
     resolved = Request(

@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,8 @@ from experiments import kernel, propagation, report, throughput, untrained
 from experiments.plan import CHECKS, EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
 from experiments.pool import is_done, run_all, worker_count
 from gspn_dit import errors
+from gspn_dit.locks import claimed
+from gspn_dit.signals import noting
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("kernel", *EXPERIMENTS)
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = []
     if not arguments.report_only:
         choose_device(scale)
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         workers = worker_count() if arguments.workers is None else arguments.workers
         work = arguments.out / "runs" / "experiments" / scale.name
-        failed = run_experiments(scale, tuple(arguments.only), results, work, workers)
+        with claimed(work), noting(lambda: "what is done is kept: the same command does the rest"):
+            failed = run_experiments(scale, tuple(arguments.only), results, work, workers)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
     return 1 if failed else 0
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments.plan import Run
 from experiments.train_run import run_one
 from gspn_dit.evaluation.digits import load_classifier
-from gspn_dit.training.trainer import STOPPED
+from gspn_dit.signals import exit_status
 
 POLL = 0.5
 """Seconds between looks at the processes."""
@@ -100,5 +100,5 @@ def stop(processes: list[subprocess.Popen]) -> None:
     for process in processes:
         process.send_signal(signal.SIGTERM)
     for process in processes:
-        if process.wait() not in (0, STOPPED):
+        if process.wait() not in (0, exit_status(signal.SIGTERM)):
             tqdm.write(f"process {process.pid} ended with status {process.returncode}")

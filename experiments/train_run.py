@@ -13,21 +13,22 @@ import torch
 
 from experiments.plan import Run
 from experiments.probe import probe_model
-from gspn_dit import files
+from gspn_dit import errors, files
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import parse_config
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.demo import distances, draw
 from gspn_dit.evaluation.digits import load_classifier, to_digits
 from gspn_dit.latents.autoencoder import create_autoencoder
+from gspn_dit.signals import Stopped
 from gspn_dit.training.log import read_metrics
-from gspn_dit.training.trainer import STOPPED, train
+from gspn_dit.training.trainer import train
 
 NOT_FINITE = re.compile(r"step \d+: (loss|grad_norm) is (nan|-?inf)")
 
 
-def run_one(run: Run, results: Path, work: Path) -> dict[str, Any] | None:
-    """Train, score and probe `run`; write and return its result. None when SIGTERM stopped the training.
+def run_one(run: Run, results: Path, work: Path) -> dict[str, Any]:
+    """Train, score and probe `run`; write and return its result. Raises `Stopped` when a signal stopped the training.
 
     `work` holds the run folders, in which a stopped training continues. A training that ends in a loss that is
     not finite is a result too: `diverged`, without scores.
@@ -45,8 +46,8 @@ def run_one(run: Run, results: Path, work: Path) -> dict[str, Any] | None:
         "diverged": None,
     }
     try:
-        if train(config) == STOPPED:
-            return None
+        if status := train(config):
+            raise Stopped(status - 128)
         result |= measure(run, config, run_dir)
     except UserError as error:
         if not NOT_FINITE.match(str(error)):
@@ -113,8 +114,9 @@ def write_json(path: Path, value: Any) -> None:
 def main() -> int:
     """Arguments: the run as JSON, the folder of results, the folder of run folders."""
     fields, results, work = sys.argv[1:]
-    return STOPPED if run_one(Run(**json.loads(fields)), Path(results), Path(work)) is None else 0
+    run_one(Run(**json.loads(fields)), Path(results), Path(work))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.run(main)

@@ -2,10 +2,18 @@
 
 import argparse
 import errno
+import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from gspn_dit import signals
+
+INSTALL = "is not installed: run `make setup`, or pip install -r requirements.txt"
+OWN = ("gspn_dit", "ops", "experiments", "benchmarks")
+"""This repository's packages: that one of their modules is missing is a fault of the program."""
 
 
 class UserError(Exception):
@@ -19,27 +27,60 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def require_packages(*names: str) -> None:
+    """Raise `UserError` for a package that is needed later and not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"the package {name} {INSTALL}")
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's `main`; its exit status.
 
-    A `UserError`, a file that cannot be read or written, or a full disk becomes one line on stderr and exit
-    status 2.
+    A `UserError`, a file that cannot be used, a full disk or a missing package becomes one line on stderr and exit
+    status 2; a signal that stops the program one line and 128 + its number.
     """
-    try:
-        status = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except OSError as error:
-        if error.filename is not None:
-            message = f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write to an open file does not know its name
-            message = f"no space left on the disk: free some, and give the same command again ({error})"
-        else:  # not about a file: a fault of the program
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+    with signals.handling(signals.stop, lambda: "what was in hand is lost") as request:
+        try:
+            status = main()
+        except KeyboardInterrupt as error:
+            status = stopped(error, request.number or signal.SIGINT)
+        except Exception as error:
+            if (
+                request.number
+            ):  # met on the way out: nobody reads the output any more, another process is gone
+                status = stopped(error, request.number)
+            elif (message := one_line(error)) is None:
+                raise
+            else:
+                print(f"error: {message}", file=sys.stderr)
+                status = 2
+        if request.number:
+            signals.flush_or_drop(sys.stdout, sys.stderr)
     sys.exit(status or 0)
+
+
+def stopped(error: BaseException | None, number: int) -> int:
+    """Say what stopped the program and what the interrupt's notes say; the exit status."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    signals.say("; ".join([f"stopped by {signals.name_of(number)}", *getattr(error, "__notes__", ())]))
+    return signals.exit_status(number)
+
+
+def one_line(error: Exception) -> str | None:
+    """What a user can do something about; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN:
+        return f"the package {error.name} {INSTALL}"
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is not None:
+        name = os.fsdecode(error.filename)
+        if os.path.islink(name) and not os.path.exists(name):
+            return f"{name} is a link to {os.readlink(name)}, which is not there"
+        return f"cannot use {name}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write to an open file does not know its name
+        return f"no space left on the disk: free some, and give the same command again ({error})"
+    return None

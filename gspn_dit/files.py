@@ -1,7 +1,6 @@
-"""Files: written so that a kill or a full disk never leaves half of one, hashed, claimed, and cached."""
+"""Files: written so that a kill or a full disk never leaves half of one, hashed, and cached."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -80,20 +79,6 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-@contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Hold a folder until the context or the process ends; `UserError` if another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder} is in use by another process: wait for it, or choose another"
-            ) from error
-        yield
-
-
 def sha256(path: Path) -> str:
     """SHA-256 of a file's contents, in hexadecimal."""
     with open(path, "rb") as file:
@@ -101,8 +86,14 @@ def sha256(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """The folder of results that follow from their inputs alone: $GSPN_DIT_CACHE, or ~/.cache/gspn-dit; made here."""
-    folder = Path(os.environ.get("GSPN_DIT_CACHE") or Path.home() / ".cache" / "gspn-dit")
+    """The folder of results that follow from their inputs alone: $GSPN_DIT_CACHE, or ~/.cache/gspn-dit; made here.
+
+    `UserError` where there is none to be had, as for a container's user without a home.
+    """
+    given = os.environ.get("GSPN_DIT_CACHE")
+    if not given:
+        require_home("GSPN_DIT_CACHE")
+    folder = Path(given or Path.home() / ".cache" / "gspn-dit")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,6 +101,15 @@ def cache_folder() -> Path:
             f"cannot make the cache {folder} ({error.strerror}): set GSPN_DIT_CACHE to a folder that can be"
         ) from error
     return folder
+
+
+def require_home(*variables: str) -> None:
+    """Raise `UserError` where a cache would lie in a home that nobody has, and none of the variables names another.
+
+    Libraries make a folder called ~ in the working directory then.
+    """
+    if not any(map(os.environ.get, variables)) and os.path.expanduser("~") == "~":
+        raise UserError(f"this user has no home folder for a cache: set {variables[0]} to a folder")
 
 
 def content_key(parts: Iterable[bytes]) -> str:

@@ -21,6 +21,7 @@ from gspn_dit.checkpoint import find_checkpoint, load_model, read_state, run_of
 from gspn_dit.config import Config, load_config, save_config
 from gspn_dit.errors import UserError
 from gspn_dit.files import read_json, sha256, sync_folder
+from gspn_dit.locks import claimed
 from gspn_dit.models.networks import from_pretrained
 from gspn_dit.models.weights import FILES, WEIGHTS, card, is_hub_id, upload, write_text, write_weights
 from gspn_dit.outputs import refuse_inputs
@@ -46,14 +47,12 @@ def release(run: str | Path, folder: str | Path) -> Path:
     model, config, _ = load_model(run)
     config = without_local_autoencoder(config)
     state = read_state(checkpoint)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # Whole before it is there: of an earlier release and this one, a kill leaves the one or the other.
-    with tempfile.TemporaryDirectory(prefix=".tmp-release-", dir=folder.parent) as name:
+    with claimed(folder), tempfile.TemporaryDirectory(prefix=".tmp-release-", dir=folder) as name:
         write_release(Path(name), model, config, state)
-        folder.mkdir(exist_ok=True)
         for file in FILES:
             os.replace(Path(name) / file, folder / file)
-    sync_folder(folder)
+        sync_folder(folder)
     return folder
 
 

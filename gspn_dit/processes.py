@@ -1,6 +1,7 @@
 """What one process does for all."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from accelerate.utils import broadcast_object_list
@@ -25,3 +26,11 @@ def on_main_process(main: bool, action: Callable[[], Result]) -> Result:
     if problem is not None:
         raise UserError(problem)
     return result
+
+
+@contextlib.contextmanager
+def held_for_all(main: bool, lock: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    """Hold a lock on the main process, on behalf of all; see `on_main_process`."""
+    with contextlib.ExitStack() as stack:
+        on_main_process(main, lambda: stack.enter_context(lock))
+        yield

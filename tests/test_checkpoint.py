@@ -112,7 +112,7 @@ def test_full_disk_is_reported_and_the_last_good_checkpoint_kept(train_run, monk
             raise OSError(errno.ENOSPC, "No space left on device")
         save_file(tensors, path)
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(state, "save_tensors", full)
     expected = (
         r"step 8: no checkpoint written \(.*No space left on device.*last good checkpoint is .*step_00000004"
     )

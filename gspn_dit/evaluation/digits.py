@@ -16,6 +16,7 @@ from torch import nn
 
 from gspn_dit.data.mnist import CLASSES, load_digits
 from gspn_dit.files import cache_folder, content_key, replacing
+from gspn_dit.locks import claimed_file
 from gspn_dit.progress import progress_bar
 from gspn_dit.random import WEIGHTS, generator, seed_of
 
@@ -86,11 +87,18 @@ def load_classifier() -> DigitClassifier:
     classifier = DigitClassifier()
     path = cached_path()
     if not path.exists():
+        with claimed_file(path, wait=True):
+            make_classifier(path)
+    classifier.load_state_dict(load_file(path))
+    return classifier.eval()
+
+
+def make_classifier(path: Path) -> None:
+    """Train the classifier and write its weights, unless another process has done so meanwhile."""
+    if not path.exists():
         trained = train_classifier()
         with replacing(path) as file:
             file.write(save(trained.state_dict()))
-    classifier.load_state_dict(load_file(path))
-    return classifier.eval()
 
 
 def cached_path() -> Path:

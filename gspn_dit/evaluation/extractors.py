@@ -15,7 +15,7 @@ import torch
 
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.digits import FEATURES, classifier_key, load_classifier, to_digits
-from gspn_dit.files import sha256
+from gspn_dit.files import require_home, sha256
 
 PUBLISHED_HASH = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 of the weights that torch-fidelity publishes; its start is part of their file name."""
@@ -115,6 +115,7 @@ def find_weights(given: str | Path | None) -> Path:
     # Speed: as above.
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
+    require_home("TORCH_HOME", "XDG_CACHE_HOME")
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
     if not path.is_file():
         try:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing
+from gspn_dit.files import write_json
+from gspn_dit.locks import claimed_file
 
 SCORES = ("fid", "sfid", "is", "precision", "recall")
 COLUMNS = ("model", "params_m", "budget", "images_seen_m", "guidance", *SCORES, "source")
@@ -106,10 +107,10 @@ def read_entries(results: Path) -> list[dict]:
 
 def record(results: Path, scores: dict) -> None:
     """Add measured scores; those of the same checkpoint under the same settings are replaced."""
-    entries = [entry for entry in read_entries(results) if identity(entry) != identity(scores)]
-    results.mkdir(parents=True, exist_ok=True)
-    with replacing(results / "leaderboard.json") as file:
-        file.write((json.dumps([*entries, scores], indent=1) + "\n").encode())
+    path = results / "leaderboard.json"
+    with claimed_file(path, wait=True):  # another's entry between reading and writing would be lost
+        entries = [entry for entry in read_entries(results) if identity(entry) != identity(scores)]
+        write_json(path, [*entries, scores])
 
 
 def identity(entry: dict) -> str:

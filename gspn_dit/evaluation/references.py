@@ -3,6 +3,7 @@
 Statistics are cached by the hash of the images and of the network: a reference is computed once.
 """
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gspn_dit.evaluation.features import Statistics, extract
 from gspn_dit.evaluation.image_sets import ArrayImages, Images, NpzFile, NpzImages, open_images
 from gspn_dit.evaluation.metrics import Moments
 from gspn_dit.files import cache_folder, content_key, replacing
+from gspn_dit.locks import claimed_file
 from gspn_dit.random import ORDER, generator
 
 KEPT = 10_000
@@ -196,18 +198,21 @@ def cached(images: Images, network: Network, accelerator: Accelerator, batch_siz
     """Statistics of a reference's images, from the first process's cache where that has them."""
     path = cache_path(images, network) if accelerator.is_main_process else None
     statistics = read_cached(path) if path else None
-    (found,) = broadcast_object_list([statistics is not None])
-    if found:
-        return statistics
-    kept = kept_numbers(len(images))
-    statistics = extract(
-        images, network, accelerator, batch_size=batch_size, kept=kept, label="features of the reference"
-    )
-    if statistics is not None:
-        write_statistics(
-            path, statistics, {"name": images.name, "network": network.identity, "size": list(images.size)}
+    with contextlib.ExitStack() as stack:
+        if path and statistics is None:
+            stack.enter_context(claimed_file(path, wait=True))
+            statistics = read_cached(path)  # another may have made it meanwhile
+        (found,) = broadcast_object_list([statistics is not None])
+        if found:
+            return statistics
+        kept = kept_numbers(len(images))
+        statistics = extract(
+            images, network, accelerator, batch_size=batch_size, kept=kept, label="features of the reference"
         )
-    return statistics
+        if statistics is not None:
+            about = {"name": images.name, "network": network.identity, "size": list(images.size)}
+            write_statistics(path, statistics, about)
+        return statistics
 
 
 def cache_path(images: Images, network: Network) -> Path:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from gspn_dit.errors import UserError
+from gspn_dit.files import require_home
+from gspn_dit.models.weights import HUB_CACHES
 
 DECODE_CHUNK = 16
 """Images decoded at once: bounds the memory of a decode, whatever the batch of the sampler."""
@@ -135,6 +137,7 @@ def find_on_hub(name: str) -> str:
     # Speed: as above.
     from huggingface_hub import HfApi, snapshot_download
 
+    require_home(*HUB_CACHES)
     files = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"]
     try:
         folder = snapshot_download(name, allow_patterns=files, local_files_only=True)

@@ -20,7 +20,10 @@ from gspn_dit.errors import UserError
 from gspn_dit.latents.autoencoder import LatentAutoencoder
 from gspn_dit.latents.dataset import DTYPE, MIRRORS, Manifest
 from gspn_dit.latents.store import LatentStore, describe
+from gspn_dit.locks import claimed
+from gspn_dit.processes import held_for_all
 from gspn_dit.progress import progress_bar
+from gspn_dit.signals import noting
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,14 @@ class Encoder:
         """Encode what is not yet encoded and return the finished manifest; raises `UserError`."""
         wanted = describe(self.images, self.autoencoder, self.size)
         earlier = self.store.matching(wanted)
+        if earlier is not None and earlier.complete:
+            return earlier
+        with held_for_all(self.state.is_main_process, claimed(self.store.folder)):
+            return self.work(wanted)
+
+    def work(self, wanted: Manifest) -> Manifest:
+        """The work of `run`, by one command at a time."""
+        earlier = self.store.matching(wanted)
         if self.state.is_main_process and (earlier is None or not earlier.complete):
             self.prepare(wanted, earlier)
         self.state.wait_for_everyone()
@@ -91,7 +102,8 @@ class Encoder:
         chunks = self.store.unfinished(manifest)
         # Nobody may finish a chunk before all have seen which are left.
         self.state.wait_for_everyone()
-        self.encode(chunks[self.state.process_index :: self.state.num_processes], manifest)
+        with noting(lambda: self.store.kept(manifest)):
+            self.encode(chunks[self.state.process_index :: self.state.num_processes], manifest)
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             if not manifest.complete:

@@ -76,7 +76,9 @@ class LatentStore:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is a file: expected a new folder, or that of an earlier run")
         names = os.listdir(self.folder) if self.folder.exists() else []
-        if "manifest.json" not in names and not all(map(LEFTOVER.fullmatch, names)):
+        if "manifest.json" not in names and not all(
+            name == ".lock" or LEFTOVER.fullmatch(name) for name in names
+        ):
             raise UserError(f"{self.folder} is not empty and holds no latents: choose another folder")
 
     def matching(self, wanted: Manifest) -> Manifest | None:
@@ -122,6 +124,13 @@ class LatentStore:
         if manifest.complete:
             return []
         return [chunk for chunk in chunks_of(manifest.images) if not self.entry(chunk).exists()]
+
+    def kept(self, manifest: Manifest) -> str:
+        """What an interrupt leaves, for the message."""
+        kept = manifest.images - sum(map(len, self.unfinished(manifest)))
+        return (
+            f"{kept:,} of {manifest.images:,} images are encoded in {self.folder}: the same command goes on"
+        )
 
     @contextmanager
     def writer(self) -> Iterator["ChunkWriter"]:

@@ -5,8 +5,10 @@ network config.json describes; fills what it can of a model that the weights do 
 silence; takes a pickle where safetensors are missing; and leaves the card of an earlier model in the folder.
 """
 
+import contextlib
 import json
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing
+from gspn_dit.files import replacing, require_home
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "config.yaml", "state.json", "README.md")
 """What a released folder may hold: the last three but the card are those of a run (see gspn_dit/hub.py)."""
+
+HUB_CACHES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
+"""Variables that name the folder of what is downloaded from the hub."""
 
 CARD = """\
 ---
@@ -61,11 +66,22 @@ def refuse_checkpoint(folder: Path) -> None:
         raise UserError(f"{folder} holds a checkpoint or a release (state.json): give another folder")
 
 
+def save_tensors(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file with the permissions of any new file; safetensors gives them to its writer alone."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)
+    with contextlib.suppress(PermissionError):  # a disk without permissions
+        path.chmod(mode)
+
+
 def write_weights(model: nn.Module, folder: Path) -> None:
     """config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps(model.config, indent=1))
 
 
@@ -130,6 +146,7 @@ def download(name: str) -> Path:
     unknown = f"no such run or checkpoint: {name}; give a folder that train.py made, or a hub id"
     if not is_hub_id(name) or Path(name).parent.is_dir():  # a slip in the name of a folder here is no hub id
         raise UserError(unknown)
+    require_home(*HUB_CACHES)
     try:
         HfApi().model_info(
             name, timeout=10

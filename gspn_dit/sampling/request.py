@@ -3,12 +3,10 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from gspn_dit.checkpoint import find_checkpoint, load_model, parts_of_run, read_state
@@ -16,10 +14,12 @@ from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
 from gspn_dit.errors import UserError
 from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder
-from gspn_dit.processes import on_main_process
+from gspn_dit.locks import claimed_file
+from gspn_dit.processes import held_for_all, on_main_process
 from gspn_dit.sampling.generation import generate, keyed_labels
 from gspn_dit.sampling.grids import save_grid
 from gspn_dit.sampling.sample_file import SampleFile
+from gspn_dit.signals import noting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +145,6 @@ class Resolved:
         )
 
 
-def connect() -> Accelerator:
-    """The processes of the launcher. They may finish hours apart, which must not end the run."""
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else accelerate leaves CPU processes unconnected
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
-    )
-
-
 def sample_grid(
     resolved: Resolved, classes: list[int], per_class: int, path: Path, device: torch.device
 ) -> None:
@@ -177,8 +169,25 @@ def sample_file(resolved: Resolved, count: int, labels: str, path: Path, acceler
     file.check()
     if file.complete:
         return settings
-    image_bytes = 3 * (model.input_size * autoencoder.factor) ** 2
-    accelerator.print(on_main_process(accelerator.is_main_process, lambda: file.room(image_bytes)))
+    main = accelerator.is_main_process
+    with held_for_all(main, claimed_file(path)), noting(file.kept):
+        file.check()
+        if not file.complete:  # by another, a moment ago
+            image_bytes = 3 * (model.input_size * autoencoder.factor) ** 2
+            accelerator.print(on_main_process(main, lambda: file.room(image_bytes)))
+            fill(resolved, file, model, autoencoder, labels, accelerator)
+    return settings
+
+
+def fill(
+    resolved: Resolved,
+    file: SampleFile,
+    model: nn.Module,
+    autoencoder: Autoencoder,
+    labels: str,
+    accelerator: Accelerator,
+) -> None:
+    """Sample the shards that are missing, then join them all."""
     file.open()
     shards = file.missing(accelerator.process_index, accelerator.num_processes)
     numbers = [number for shard in shards for number in file.numbers(shard)]
@@ -193,4 +202,3 @@ def sample_file(resolved: Resolved, count: int, labels: str, path: Path, acceler
     if accelerator.is_main_process:
         file.merge()
     accelerator.wait_for_everyone()
-    return settings

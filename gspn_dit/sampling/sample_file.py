@@ -105,6 +105,13 @@ class SampleFile:
         shards = range(process, -(-self.count // SHARD), processes)
         return [shard for shard in shards if not self.shard_path(shard).exists()]
 
+    def kept(self) -> str:
+        """What an interrupt leaves, for the message."""
+        kept = self.count - sum(len(self.numbers(shard)) for shard in self.missing())
+        return (
+            f"{kept:,} of {self.count:,} images are kept in {self.parts}: the same command makes the others"
+        )
+
     def shard_path(self, shard: int) -> Path:
         return self.parts / f"{shard:06d}-{len(self.numbers(shard)):03d}.npz"
 

@@ -2,11 +2,10 @@
 
 import dataclasses
 import warnings
-from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from gspn_dit.config import Config, DataConfig, TrainConfig
@@ -17,6 +16,7 @@ from gspn_dit.diffusion import Diffusion, check_sampling, create_diffusion, defa
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.validation import Validator, check_held_out, held_out_dataset
 from gspn_dit.latents.dataset import LatentDataset
+from gspn_dit.launcher import connect
 from gspn_dit.models.networks import create_model
 from gspn_dit.random import WEIGHTS, seed_of
 
@@ -102,19 +102,10 @@ def block_classes(model: nn.Module) -> list[str]:
 
 
 def create_accelerator(config: TrainConfig) -> Accelerator:
-    """Device and processes as the launcher says. Its precision is not taken: train.precision decides."""
+    """Device and processes as the launcher says; `UserError` when the batch cannot be shared among them."""
     # DDP takes the stride of an axis of length one (a depthwise kernel's) for a difference in layout.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else accelerate leaves CPU processes unconnected
-        mixed_precision="no",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            # The first process hashes and writes checkpoints, draws the last grid and scores while the others
-            # wait, for longer than the default of minutes, which would end the run.
-            InitProcessGroupKwargs(timeout=timedelta(days=7)),
-        ],
-    )
+    accelerator = connect(DistributedDataParallelKwargs(gradient_as_bucket_view=True))
     processes = accelerator.num_processes
     if config.batch_size % processes:
         expected = f"a multiple of the {processes} processes"

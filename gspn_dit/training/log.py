@@ -96,9 +96,13 @@ def free_name(path: Path) -> Path:
 
 
 def open_tensorboard(config: Config, step: int) -> Any:
-    # Speed: tensorboard takes a second, and a run may do without it.
-    from torch.utils.tensorboard import SummaryWriter
-
+    try:
+        # Speed: tensorboard takes a second, and a run may do without it.
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "train.tensorboard needs tensorboard: pip install tensorboard, or set it to false"
+        ) from error
     return SummaryWriter(Path(config.run_dir) / "tensorboard", purge_step=step + 1)
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import Config
 from gspn_dit.data import Dataset
-from gspn_dit.errors import UserError
+from gspn_dit.errors import UserError, require_packages
 from gspn_dit.evaluation.demo import format_table, score_demo
-from gspn_dit.files import read_json, write_json
+from gspn_dit.files import cache_folder, read_json, write_json
 from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder
 from gspn_dit.sampling.grids import draw_grid, save_grid
 from gspn_dit.training.log import plot_loss
@@ -33,6 +33,16 @@ def open_decoder(
             raise
         report(f"training without sample grids: {error}")
         return None
+
+
+def check_tools(config: Config) -> None:
+    """Raise `UserError` for what the end of a run needs and this machine lacks: known before the run, not after it."""
+    require_packages("matplotlib")
+    if config.sample.sampler == "dpm-solver++":
+        require_packages("diffusers")
+    if config.data.kind == "mnist" and config.eval.samples > 0:
+        require_packages("torch_fidelity")
+        cache_folder()
 
 
 def finish_run(

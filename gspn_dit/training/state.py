@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from gspn_dit.checkpoint import Writer, checkpoint_name, read_state
 from gspn_dit.config import Config, save_config
-from gspn_dit.models.weights import load_weights, shard_like, whole
+from gspn_dit.models.weights import load_weights, save_tensors, shard_like, whole
 from gspn_dit.training.ema import EMA
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,7 +41,7 @@ def save_checkpoint(
         with ema.swapped() if name.startswith("ema") else contextlib.nullcontext():
             tensors = gather()
             if writer:
-                writer.attempt(name, lambda path, tensors=tensors: save_file(tensors, path))
+                writer.attempt(name, lambda path, tensors=tensors: save_tensors(tensors, path))
     if not writer:
         return None
     writer.attempt("config.yaml", lambda path: save_config(config, path))

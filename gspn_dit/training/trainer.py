@@ -3,11 +3,9 @@
 import contextlib
 import errno
 import math
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from gspn_dit import signals
 from gspn_dit.checkpoint import (
     find_checkpoint,
     latest_checkpoint,
@@ -28,9 +27,10 @@ from gspn_dit.config import Config, TrainConfig, load_config, save_config
 from gspn_dit.data import describe_dataset
 from gspn_dit.data.batches import Batch, Batches
 from gspn_dit.errors import UserError
-from gspn_dit.files import claimed
+from gspn_dit.launcher import not_taken
+from gspn_dit.locks import claimed
 from gspn_dit.models.weights import load_weights
-from gspn_dit.processes import on_main_process
+from gspn_dit.processes import held_for_all, on_main_process
 from gspn_dit.progress import progress_bar
 from gspn_dit.sampling.grids import NoDecoder, draw_grid, save_grid
 from gspn_dit.training.build import (
@@ -45,13 +45,11 @@ from gspn_dit.training.build import (
 )
 from gspn_dit.training.ema import EMA
 from gspn_dit.training.log import MetricsLog
-from gspn_dit.training.results import finish_run, open_decoder
+from gspn_dit.training.results import check_tools, finish_run, open_decoder
 from gspn_dit.training.resume import check_same_data, check_same_run
 from gspn_dit.training.run_folder import check_run_dir
 from gspn_dit.training.state import load_training_state, save_checkpoint
-
-STOPPED = 143
-"""Exit status after SIGTERM: 128 + 15."""
+from gspn_dit.training.stops import Agreement
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -155,37 +153,56 @@ class Trainer:
             save_config(self.config, self.run_dir / "config.yaml")
         self.describe()
         fresh = self.step < self.config.train.steps
-        stopped = fresh and self.train()
+        stopped = self.train() if fresh else 0
         if stopped:
-            self.report(f"stopped by SIGTERM at step {self.step}; the same command continues")
+            signals.say(
+                f"stopped by {signals.name_of(stopped)} at step {self.step}; the same command continues"
+            )
         elif self.main:
             finish_run(self.config, self.decoder, self.accelerator.device, fresh, self.report)
         self.accelerator.wait_for_everyone()
-        return STOPPED if stopped else 0
+        return signals.exit_status(stopped) if stopped else 0
 
-    def train(self) -> bool:
-        """All steps that are left; whether SIGTERM cut them short."""
+    def train(self) -> int:
+        """All steps that are left; the signal that stopped them, once there is a checkpoint, or 0."""
         train = self.config.train
-        if self.main:
-            self.log = MetricsLog(self.config, self.step)
+        on_main_process(self.main, self.open_log)
         self.clock = Clock(self.step)
-        with sigterm_flag() as flag, self.progress_bar() as self.bar, contextlib.ExitStack() as stack:
+        agreement = Agreement(self.accelerator, self.step)
+        with contextlib.ExitStack() as stack:
+            request = stack.enter_context(signals.handling(self.announce_stop, self.lost))
+            self.bar = stack.enter_context(self.progress_bar())
             if self.log:
                 stack.callback(self.log.close)
             for batches in self.batches(self.step, train.steps):
                 self.train_step(batches)
-                stop = self.agreed(flag)
-                validation = self.validate()
+                stop = agreement(request.number, self.step)
+                validation = None if stop else self.validate()
                 if self.due(train.log_every) or self.step == train.steps or validation:
                     self.log_row(validation)
-                if self.shows_samples and self.due(train.sample_every) and self.step < train.steps:
+                samples = self.shows_samples and self.due(train.sample_every) and not stop
+                if samples and self.step < train.steps:
                     self.sample()
                 if self.due(train.checkpoint_every) or self.step == train.steps or stop:
                     self.save()
+                if stop:
+                    self.bar.disable = True  # there may be no terminal any more
+                    return stop
                 self.bar.update()
-                if stop and self.step < train.steps:
-                    return True
-        return False
+        return 0
+
+    def open_log(self) -> None:
+        self.log = MetricsLog(self.config, self.step)
+
+    def announce_stop(self, number: int) -> None:
+        """Say what the first stop signal does."""
+        signals.say(f"{signals.name_of(number)}: a checkpoint after this step; once more leaves at once")
+
+    def lost(self) -> str:
+        """What leaving at once loses, for the message."""
+        kept = latest_checkpoint(self.run_dir)
+        step = read_state(kept)["step"] if kept else 0
+        return f"steps {step + 1} to {self.step} are lost; the same command continues from step {step}"
 
     def train_step(self, batches: list[Batch]) -> None:
         """One optimiser step: the gradient is that of the mean loss over the global batch."""
@@ -301,17 +318,10 @@ class Trainer:
     def due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def agreed(self, flag: "Flag") -> bool:
-        """Whether any process was asked to stop; several of them compare notes only when they log."""
-        if self.accelerator.num_processes == 1:
-            return flag.raised
-        if not self.due(self.config.train.log_every):
-            return False
-        raised = torch.tensor(float(flag.raised), device=self.accelerator.device)
-        return self.accelerator.reduce(raised, "sum").item() > 0
-
     def describe(self) -> None:
         """Say what is about to run."""
+        for line in not_taken():
+            self.report(line)
         train, accelerator = self.config.train, self.accelerator
         millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         objective, kind = self.config.diffusion.objective, self.config.data.kind
@@ -362,35 +372,18 @@ class Clock:
         self.start += time.perf_counter() - begin
 
 
-class Flag:
-    """Whether something was asked for."""
-
-    raised = False
-
-
-@contextlib.contextmanager
-def sigterm_flag() -> Iterator[Flag]:
-    """A flag that SIGTERM raises within the context."""
-    flag = Flag()
-
-    def raise_flag(number: int, frame: Any) -> None:
-        flag.raised = True
-
-    before = signal.signal(signal.SIGTERM, raise_flag)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def train(config: Config) -> int:
     """Train as `config` says, continuing the run in its folder if there is one; the exit status."""
     check_run_dir(config)
+    check_tools(config)
+    run_dir = Path(config.run_dir)
     with contextlib.ExitStack() as stack:
         accelerator = create_accelerator(config.train)
         stack.callback(accelerator.end_training)
-        if accelerator.is_main_process:
-            stack.enter_context(claimed(Path(config.run_dir)))
+        stack.enter_context(held_for_all(accelerator.is_main_process, claimed(run_dir)))
+        stack.enter_context(
+            signals.noting(lambda: f"the checkpoints in {run_dir} are kept: the same command goes on")
+        )
         try:
             return Trainer(config, accelerator).run()
         except OSError as error:

@@ -16,6 +16,7 @@ from experiments.__main__ import main
 from experiments.plan import EXPERIMENTS, SCALES, VARIANTS, make_run, training_runs
 from gspn_dit.data.mnist import load_digits
 from gspn_dit.errors import UserError
+from gspn_dit.signals import Stopped
 
 MINI = SCALES["mini"]
 BY_NAME = {variant.name: variant for variant in VARIANTS}
@@ -94,8 +95,10 @@ def test_an_interrupt_stops_the_workers_which_are_as_many_as_asked_for(tmp_path,
 def test_a_stopped_run_leaves_no_result_and_continues(tmp_path, monkeypatch):
     run = mini_run(checkpoint_every=1)
     trained = train_run.train
-    monkeypatch.setattr(train_run, "train", lambda config: train_run.STOPPED)
-    assert train_run.run_one(run, tmp_path / "results", tmp_path / "work") is None
+    monkeypatch.setattr(train_run, "train", lambda config: 128 + signal.SIGTERM)
+    with pytest.raises(Stopped) as caught:  # by which the runs that wait are not begun
+        pool.run_all([run, mini_run("dit")], tmp_path / "results", tmp_path / "work", workers=0)
+    assert caught.value.number == signal.SIGTERM
     assert not run.result_path(tmp_path / "results").exists()
     monkeypatch.setattr(train_run, "train", trained)
     assert train_run.run_one(run, tmp_path / "results", tmp_path / "work")["fid"] > 0

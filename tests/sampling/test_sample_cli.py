@@ -13,6 +13,8 @@ from PIL import Image
 
 import sample
 from gspn_dit.errors import UserError
+from gspn_dit.latents.autoencoder import PixelAutoencoder
+from gspn_dit.locks import claimed_file
 from gspn_dit.sampling.sample_file import read_settings
 from tests.launch import ROOT, accelerate_launch
 
@@ -178,3 +180,31 @@ def run_alone(program: str, *arguments: object) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, program, *map(str, arguments)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+
+
+def test_an_interrupt_keeps_the_shards_and_says_so(flow_run, tmp_path, monkeypatch):
+    decode, calls = PixelAutoencoder.decode, iter(range(100))
+
+    def interrupted(self, z):
+        if next(calls) == 9:
+            raise KeyboardInterrupt
+        return decode(self, z)
+
+    monkeypatch.setattr(PixelAutoencoder, "decode", interrupted)
+    file = tmp_path / "s.npz"
+    with pytest.raises(KeyboardInterrupt) as caught:
+        sample.main([str(flow_run), "--num", "300", "--npz", str(file), "--steps", "1"])
+    kept = f"128 of 300 images are kept in {file}.parts: the same command makes the others"
+    assert caught.value.__notes__ == [kept]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.npz.parts"]
+
+
+def test_a_second_command_for_a_file_is_told_who_is_at_work(flow_run, tmp_path):
+    command = [str(flow_run), "--num", "3", "--npz", str(tmp_path / "s.npz"), "--steps", "1"]
+    who = r"s.npz is in use by process \d+ on \S+ since"
+    with claimed_file(tmp_path / "s.npz"), pytest.raises(UserError, match=who):
+        sample.main(command)
+    assert sample.main(command) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"s.npz", "s.json"}
+    with claimed_file(tmp_path / "s.npz"):  # a finished file needs no lock
+        assert sample.main(command) == 0
