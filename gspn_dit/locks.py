@@ -19,10 +19,19 @@ from gspn_dit.errors import UserError
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make and hold a folder until the context or the process ends; `UserError` if another process has it."""
+    """Make and hold a folder until the context or the process ends; `UserError` if another process has it.
+
+    One that was made here and into which nothing was written goes again.
+    """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".lock", folder):
-        yield
+    try:
+        with held(folder / ".lock", folder):
+            yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 @contextlib.contextmanager

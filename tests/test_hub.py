@@ -12,7 +12,9 @@ from gspn_dit import create_model, hub
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import load_config
 from gspn_dit.errors import UserError
+from gspn_dit.locks import claimed
 from gspn_dit.models import GSPN, DiT
+from gspn_dit.models.weights import FILES
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "gspn_b2.yaml"
 TINY = {"input_size": 8, "in_channels": 1, "num_classes": 3, "width": 16, "depth": 2}
@@ -79,6 +81,15 @@ def test_released_run_stands_for_the_run(train_run, tmp_path):
         load_model(tmp_path / "release", ema=False)
     started = train_run("started", f"train.init_from={tmp_path / 'release'}", "train.learning_rate=0")
     torch.testing.assert_close(load_model(started)[0].state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def test_two_releases_into_one_folder(train_run, tmp_path):
+    run = train_run("run")
+    who = r"release is in use by process \d+ on \S+ since"
+    with claimed(tmp_path / "release"), pytest.raises(UserError, match=who):
+        hub.main([str(run), str(tmp_path / "release")])
+    hub.main([str(run), str(tmp_path / "release")])
+    assert {path.name for path in (tmp_path / "release").iterdir()} == set(FILES)
 
 
 def test_hub_id_is_downloaded(train_run, tmp_path, monkeypatch):

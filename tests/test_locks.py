@@ -31,7 +31,19 @@ def test_the_second_is_told_who_and_since_when(tmp_path):
             pass
         with claim(tmp_path / "x"):
             pass
-    assert [path.name for path in tmp_path.rglob("*")] == ["x"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_or_is_filled_stays(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new"):
+        with claimed(tmp_path / name):
+            (tmp_path / name / name).touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {"old", "new"}
+    (tmp_path / "old/old").unlink()
+    with claimed(tmp_path / "old"):
+        pass
+    assert (tmp_path / "old").is_dir()
 
 
 def test_a_killed_holder_is_no_holder(tmp_path):

@@ -87,8 +87,8 @@ class Encoder:
         """Encode what is not yet encoded and return the finished manifest; raises `UserError`."""
         wanted = describe(self.images, self.autoencoder, self.size)
         earlier = self.store.matching(wanted)
-        if earlier is not None and earlier.complete:
-            return earlier
+        if earlier is not None and earlier.complete and not self.store.chunks.exists():
+            return earlier  # without a lock: a finished folder may be one that nobody can write
         with held_for_all(self.state.is_main_process, claimed(self.store.folder)):
             return self.work(wanted)
 

@@ -1,5 +1,7 @@
 """The digit classifier and the demo's score table."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from gspn_dit.evaluation import demo, digits
 from gspn_dit.evaluation.demo import format_table, score_demo
 from gspn_dit.evaluation.metrics import frechet_distance, moments
 from gspn_dit.latents.autoencoder import PixelAutoencoder
+from gspn_dit.locks import claimed_file
 from gspn_dit.sampling.sample_file import read_settings
 
 
@@ -46,6 +49,21 @@ def test_the_classifier_is_made_once(digit_cache, monkeypatch):
     monkeypatch.setattr(digits, "classifier_key", lambda: "other content")
     with pytest.raises(TypeError):
         digits.load_classifier()
+
+
+def test_the_classifier_that_another_process_makes_is_waited_for(digit_cache, monkeypatch):
+    monkeypatch.setattr(digits, "train_classifier", None)
+    path = digits.cached_path()
+    content = path.read_bytes()
+    path.unlink()
+    with claimed_file(path):
+        second = threading.Thread(target=digits.load_classifier)
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        path.write_bytes(content)
+    second.join()
+    assert [entry.name for entry in digit_cache.iterdir()] == [path.name]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Measured rows beside published ones."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 import eval_fid
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation import chart, leaderboard
+from gspn_dit.locks import claimed_file
 
 SCORES = {
     "fid": 31.237,
@@ -90,6 +92,19 @@ def drawn(tmp_path, *rows, colour):
     """How many pixels of the chart are of a colour."""
     chart.draw(list(rows), tmp_path / "chart.png")
     return int((np.array(Image.open(tmp_path / "chart.png").convert("RGB")) == colour).all(axis=2).sum())
+
+
+def test_two_that_record_at_once_lose_neither_row(results):
+    other = {**SCORES, "settings": {**SCORES["settings"], "checkpoint": "fedcba9876543210"}}
+    path = results / "leaderboard.json"
+    with claimed_file(path):
+        second = threading.Thread(target=leaderboard.record, args=(results, SCORES))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        path.write_text(json.dumps([other]))
+    second.join()
+    assert leaderboard.read_entries(results) == [other, SCORES]
 
 
 def test_measured_published_and_doubtful_rows_are_drawn_apart(tmp_path):

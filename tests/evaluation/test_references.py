@@ -1,5 +1,6 @@
 """What samples are compared with: images, ADM's statistics, statistics written here, the cache."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -92,6 +93,25 @@ def test_a_reference_is_computed_once_by_its_contents(files, own_cache, tmp_path
     assert len(list(own_cache.glob("reference-*.npz"))) == 3  # one for each pair of images and network
     entry.write_bytes(entry.read_bytes()[:5000])  # damaged: made anew
     assert scores("moved.npz")["fid"] == first["fid"]
+
+
+def test_a_reference_that_another_process_computes_is_waited_for(files, own_cache, monkeypatch):
+    scores("all.npz")
+    (entry,) = own_cache.glob("reference-*.npz")
+    content = entry.read_bytes()
+    entry.unlink()
+    calls = []
+    monkeypatch.setattr("gspn_dit.evaluation.references.extract", None)
+
+    @contextlib.contextmanager
+    def waited(path, wait):
+        calls.append((path, wait))
+        path.write_bytes(content)
+        yield
+
+    monkeypatch.setattr("gspn_dit.evaluation.references.claimed_file", waited)
+    scores("all.npz")
+    assert calls == [(entry, True)]
 
 
 def test_ten_thousand_images_of_a_larger_reference_are_kept():

@@ -267,3 +267,16 @@ def test_samples_as_they_should_be_are_comparable_and_each_departure_is_told(
     assert reasons(labels=None)[0] == "the sampling of labels is not stated"
     monkeypatch.setattr(Pixels, "published", False)
     assert reasons() == ["Inception's weights are not the published ones (another hash)"]
+
+
+def test_an_interrupt_says_what_is_kept(tmp_path, pixels, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    np.savez(tmp_path / "s.npz", random_images(3, 0))
+    monkeypatch.setattr("gspn_dit.evaluation.scores.load_reference", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        eval_fid.main([str(tmp_path / "s.npz"), "--reference", "mnist"])
+    assert caught.value.__notes__[0].startswith(
+        "no scores yet; samples and statistics of references that were"
+    )

@@ -16,6 +16,7 @@ from experiments.__main__ import main
 from experiments.plan import EXPERIMENTS, SCALES, VARIANTS, make_run, training_runs
 from gspn_dit.data.mnist import load_digits
 from gspn_dit.errors import UserError
+from gspn_dit.locks import claimed
 from gspn_dit.signals import Stopped
 
 MINI = SCALES["mini"]
@@ -102,6 +103,14 @@ def test_a_stopped_run_leaves_no_result_and_continues(tmp_path, monkeypatch):
     assert not run.result_path(tmp_path / "results").exists()
     monkeypatch.setattr(train_run, "train", trained)
     assert train_run.run_one(run, tmp_path / "results", tmp_path / "work")["fid"] > 0
+
+
+def test_a_second_command_is_told_who_is_at_work(tmp_path):
+    with (
+        claimed(tmp_path / "runs/experiments/mini"),
+        pytest.raises(UserError, match=r"in use by process \d+ on"),
+    ):
+        main(["--scale", "mini", "--out", str(tmp_path), "--workers", "0"])
 
 
 def test_a_training_that_blows_up_is_a_result(tmp_path):

@@ -21,6 +21,7 @@ from gspn_dit.latents import store
 from gspn_dit.latents.autoencoder import LatentAutoencoder, create_autoencoder
 from gspn_dit.latents.dataset import DTYPE, MIRRORS, LatentDataset, read_manifest
 from gspn_dit.latents.encoding import Encoder, float16_error, in_time
+from gspn_dit.locks import claimed
 from tests.data.test_images import write_broken
 
 from .conftest import SCALE, SHIFT, picture, save_vae
@@ -185,6 +186,33 @@ def test_a_killed_run_continues_to_the_same_bytes(
     for name in ("moments.bin", "labels.npy", "skipped.txt", "images.json", "manifest.json"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert sorted(os.listdir(out)) == sorted(os.listdir(tmp_path / "whole"))
+
+
+def test_an_interrupt_says_what_is_encoded(image_folder, vae_folder, tmp_path, small_chunks, monkeypatch):
+    synced = os.fdatasync
+
+    def interrupted(descriptor):
+        if (tmp_path / "out/chunks/000000000.json").exists():
+            raise KeyboardInterrupt
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        encode(image_folder(21), tmp_path / "out", vae_folder)
+    assert caught.value.__notes__ == [
+        f"8 of 21 images are encoded in {tmp_path}/out: the same command goes on"
+    ]
+
+
+def test_a_second_command_for_a_folder_is_told_who_is_at_work(image_folder, vae_folder, tmp_path):
+    images = image_folder(4)
+    with (
+        claimed(tmp_path / "out"),
+        pytest.raises(UserError, match=r"out is in use by process \d+ on \S+ since"),
+    ):
+        encode(images, tmp_path / "out", vae_folder)
+    encode(images, tmp_path / "out", vae_folder)
+    assert not (tmp_path / "out/.lock").exists()
 
 
 def count_encoded(monkeypatch) -> list[int]:
