@@ -372,6 +372,12 @@ class Clock:
         self.start += time.perf_counter() - begin
 
 
+def what_is_kept(run_dir: Path) -> str:
+    """What an interrupt before or after the steps leaves, for the message."""
+    folder = latest_checkpoint(run_dir)
+    return f"{folder} is kept: the same command goes on" if folder else "no step was trained yet"
+
+
 def train(config: Config) -> int:
     """Train as `config` says, continuing the run in its folder if there is one; the exit status."""
     check_run_dir(config)
@@ -381,9 +387,7 @@ def train(config: Config) -> int:
         accelerator = create_accelerator(config.train)
         stack.callback(accelerator.end_training)
         stack.enter_context(held_for_all(accelerator.is_main_process, claimed(run_dir)))
-        stack.enter_context(
-            signals.noting(lambda: f"the checkpoints in {run_dir} are kept: the same command goes on")
-        )
+        stack.enter_context(signals.noting(lambda: what_is_kept(run_dir)))
         try:
             return Trainer(config, accelerator).run()
         except OSError as error:
