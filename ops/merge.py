@@ -1,10 +1,13 @@
 """The compiled gated merge: checks, autograd and fake kernels. The maths is in README.md."""
 
+from functools import partial
+
 import torch
 
 from ops.arguments import check_merge
 from ops.library import BACKENDS, autocast, require_backend
 from ops.reference import gated_merge_reference
+from ops.transforms import fold, register_derivatives, register_once_differentiable
 
 
 def gated_merge(h: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -43,20 +46,30 @@ def _fake_merge_backward(grad_y, h, u):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (h, u))
 
 
-def _save_for_backward(ctx, inputs, output):
+def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
+    ctx.save_for_forward(*inputs)
 
 
 def _backward(ctx, grad_y):
     return torch.ops.gspn.merge_backward(grad_y.contiguous(), *ctx.saved_tensors)
 
 
-def _second_backward(ctx, *gradients):
-    raise RuntimeError("gated_merge is differentiable once: it has no second derivative")
+def _jvp(ctx, saved, dh, du):
+    h, u = saved
+    pairs = [pair for pair in ((dh, u), (h, du)) if None not in pair]
+    return sum(torch.ops.gspn.merge(*(tensor.contiguous() for tensor in pair)) for pair in pairs)
+
+
+def _vmap(operator, outputs, info, in_dims, *tensors):
+    """The axis of vmap is one more leading axis."""
+    return operator(*fold(tensors, in_dims, info.batch_size)), outputs
 
 
 if BACKENDS:
     torch.library.register_fake("gspn::merge", _fake_merge)
     torch.library.register_fake("gspn::merge_backward", _fake_merge_backward)
-    torch.library.register_autograd("gspn::merge", _backward, setup_context=_save_for_backward)
-    torch.library.register_autograd("gspn::merge_backward", _second_backward)
+    torch.library.register_vmap("gspn::merge", partial(_vmap, torch.ops.gspn.merge, 0))
+    torch.library.register_vmap("gspn::merge_backward", partial(_vmap, torch.ops.gspn.merge_backward, (0, 0)))
+    register_derivatives("merge", _save, _backward, _jvp)
+    register_once_differentiable("merge_backward", "gated_merge")

@@ -28,10 +28,10 @@ def gspn_scan_reference(
     heads = x.shape[3] // logits.shape[5]
     maps = []
     for k, direction in enumerate(directions):
-        lines = _to_scan_order(gated[:, :, :, k], direction)  # (B, T, N, C)
-        raw = _to_scan_order(logits[:, :, :, k].to(dtype), direction)  # (B, T, N, 3, G)
+        lines = to_scan_order(gated[:, :, :, k], direction)  # (B, T, N, C)
+        raw = to_scan_order(logits[:, :, :, k].to(dtype), direction)  # (B, T, N, 3, G)
         weights = normalize(raw, normalization).repeat_interleave(heads, dim=4)  # (B, T, N, 3, C)
-        maps.append(_from_scan_order(_scan(lines, weights, segment), direction))
+        maps.append(from_scan_order(_scan(lines, weights, segment), direction))
     return torch.stack(maps, dim=3).to(x.dtype)
 
 
@@ -41,9 +41,8 @@ def normalize(logits: torch.Tensor, normalization: str) -> torch.Tensor:
     `row_stochastic` divides the sigmoids by their sum over the neighbours that exist (arXiv 2501.12381,
     section 3.2), as a softmax of logsigmoid, which is finite for every finite logit.
     """
-    length = logits.shape[-3]
-    missing = torch.zeros(length, 3, 1, dtype=torch.bool, device=logits.device)
-    missing[0, 0] = missing[length - 1, 2] = True
+    place = torch.arange(logits.shape[-3], device=logits.device).unsqueeze(1)  # (N, 1)
+    missing = torch.cat([place == 0, place < 0, place == logits.shape[-3] - 1], dim=1).unsqueeze(2)  # (N, 3, 1)
     if normalization == "row_stochastic":
         return F.logsigmoid(logits).masked_fill(missing, -torch.inf).softmax(dim=-2)
     weights = logits.sigmoid() if normalization == "sigmoid" else logits
@@ -78,13 +77,13 @@ def cross_line(line: torch.Tensor, weights: torch.Tensor, state: torch.Tensor) -
     return line
 
 
-def _to_scan_order(image: torch.Tensor, direction: str) -> torch.Tensor:
+def to_scan_order(image: torch.Tensor, direction: str) -> torch.Tensor:
     """(B, H, W, ...) -> (B, T, N, ...): the lines in the order in which the pass meets them."""
     lines = image.transpose(1, 2) if direction in ("right", "left") else image
     return lines.flip(1) if direction in ("left", "up") else lines
 
 
-def _from_scan_order(lines: torch.Tensor, direction: str) -> torch.Tensor:
-    """(B, T, N, ...) -> (B, H, W, ...): the inverse of `_to_scan_order`."""
+def from_scan_order(lines: torch.Tensor, direction: str) -> torch.Tensor:
+    """(B, T, N, ...) -> (B, H, W, ...): the inverse of `to_scan_order`."""
     lines = lines.flip(1) if direction in ("left", "up") else lines
     return lines.transpose(1, 2) if direction in ("right", "left") else lines

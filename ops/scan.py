@@ -1,9 +1,13 @@
 """The compiled scan: checks, autograd and fake kernels. The maths is in README.md."""
 
+from functools import partial
+
 import torch
 
 from ops.arguments import DIRECTIONS, NORMALIZATIONS, check_arguments
 from ops.library import BACKENDS, autocast, require_backend
+from ops.tangent import scan_tangent
+from ops.transforms import fold, register_derivatives, register_once_differentiable
 
 
 def gspn_scan(
@@ -54,9 +58,10 @@ def _fake_scan_backward(grad_h, x, lam, logits, h, directions, segment, normaliz
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, lam, logits))
 
 
-def _save_for_backward(ctx, inputs, output):
+def _save(ctx, inputs, output):
     x, lam, logits, *ctx.settings = inputs
     ctx.save_for_backward(x, lam, logits, output)
+    ctx.save_for_forward(x, lam, logits, output)
 
 
 def _backward(ctx, grad_h):
@@ -65,12 +70,26 @@ def _backward(ctx, grad_h):
     return (*gradients, None, None, None)
 
 
-def _second_backward(ctx, *gradients):
-    raise RuntimeError("gspn_scan is differentiable once: it has no second derivative")
+def _jvp(ctx, saved, dx, dlam, dlogits, *_):
+    *inputs, h = saved
+    return scan_tangent(inputs, (dx, dlam, dlogits), h, *ctx.settings)
+
+
+def _vmap(operator, info, in_dims, *inputs):
+    """The axis of vmap joins the batch."""
+    tensors, settings = inputs[:-3], inputs[-3:]
+    folded = fold(tensors, in_dims[:-3], info.batch_size)
+    outputs = operator(*(tensor.flatten(0, 1) for tensor in folded), *settings)
+    unflatten = lambda tensor: tensor.unflatten(0, folded[0].shape[:2])  # noqa: E731
+    if isinstance(outputs, torch.Tensor):
+        return unflatten(outputs), 0
+    return tuple(map(unflatten, outputs)), (0,) * len(outputs)
 
 
 if BACKENDS:
     torch.library.register_fake("gspn::scan", _fake_scan)
     torch.library.register_fake("gspn::scan_backward", _fake_scan_backward)
-    torch.library.register_autograd("gspn::scan", _backward, setup_context=_save_for_backward)
-    torch.library.register_autograd("gspn::scan_backward", _second_backward)
+    torch.library.register_vmap("gspn::scan", partial(_vmap, torch.ops.gspn.scan))
+    torch.library.register_vmap("gspn::scan_backward", partial(_vmap, torch.ops.gspn.scan_backward))
+    register_derivatives("scan", _save, _backward, _jvp)
+    register_once_differentiable("scan_backward", "gspn_scan")

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ops.transforms import under_transform
+
 
 def normalize(x: torch.Tensor, kind: str = "layer") -> torch.Tensor:
     """LayerNorm ("layer") or RMSNorm ("rms", arXiv 1910.07467) over channels, without learned scale and shift.
@@ -20,24 +22,38 @@ def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch
 
 
 class _ReluSquared(torch.autograd.Function):
-    """Where x < 0 what is saved is 0, so that its product with the gradient needs no mask."""
+    """relu(x)^2, and relu(x), an output so that the gradient that it makes has derivatives too.
+
+    relu(x) is all that is saved: where x < 0 it is 0, and its product with the gradient needs no mask.
+    """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         positive = F.relu(x)
         ctx.save_for_backward(positive)
-        return positive.square()
+        ctx.set_materialize_grads(False)
+        return positive.square(), positive
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, grad: torch.Tensor | None, grad_positive: torch.Tensor | None) -> torch.Tensor | None:
         (positive,) = ctx.saved_tensors
-        return torch.addcmul(grad.new_zeros(()), grad, positive, value=2)
+        if grad_positive is not None:
+            grad_positive = grad_positive * (positive > 0)
+        if grad is None:
+            return grad_positive
+        rest = grad.new_zeros(()) if grad_positive is None else grad_positive
+        return torch.addcmul(rest, grad, positive, value=2)
 
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
-    """x * relu(x) = relu(x)^2; its gradient 2 relu(x) in one pass where autograd's takes three."""
-    return _ReluSquared.apply(x)
+    """x * relu(x) = relu(x)^2; its gradient 2 relu(x) in one pass where autograd's takes three.
+
+    Compiled, traced or under a transform it is the formula itself: a compiler joins its passes, and torch knows every
+    derivative of it.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transform():
+        return F.relu(x).square()
+    return _ReluSquared.apply(x)[0]
 
 
 def fan_in_normal_(weight: torch.Tensor, gain: float = 1.0) -> None:
