@@ -41,8 +41,9 @@ def normalize(logits: torch.Tensor, normalization: str) -> torch.Tensor:
     `row_stochastic` divides the sigmoids by their sum over the neighbours that exist (arXiv 2501.12381,
     section 3.2), as a softmax of logsigmoid, which is finite for every finite logit.
     """
-    place = torch.arange(logits.shape[-3], device=logits.device).unsqueeze(1)  # (N, 1)
-    missing = torch.cat([place == 0, place < 0, place == logits.shape[-3] - 1], dim=1).unsqueeze(2)  # (N, 3, 1)
+    last = logits.shape[-3] - 1
+    place = torch.arange(last + 1, device=logits.device).unsqueeze(1)  # (N, 1)
+    missing = torch.cat([place == 0, place < 0, place == last], dim=1).unsqueeze(2)  # (N, 3, 1)
     if normalization == "row_stochastic":
         return F.logsigmoid(logits).masked_fill(missing, -torch.inf).softmax(dim=-2)
     weights = logits.sigmoid() if normalization == "sigmoid" else logits

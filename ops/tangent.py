@@ -17,7 +17,7 @@ def scan_tangent(
 ) -> torch.Tensor:
     """The tangent of h = scan(x, lam, logits, ...) from those of x, lam and logits; None is a tangent of zero.
 
-    Every step is differentiable once by autograd. Computes in float32 (float64 for float64) and rounds the result alone.
+    Autograd differentiates every step of it. Computes in float32 (float64 for float64) and rounds the result alone.
     """
     dtype = torch.promote_types(h.dtype, torch.float32)
     x, lam, logits = (tensor.to(dtype) for tensor in inputs)

@@ -1,8 +1,8 @@
 """What makes the library's kernels operators that torch's transforms know: autograd, torch.func, dual numbers.
 
-`torch.library.register_autograd` knows the reverse mode alone: under it forward mode loses a tangent without a word, and
-torch.func refuses. So each operator gets a kernel for the dispatch key Autograd here, as torch's own operators have one:
-it is called once for each level of torch.func, sets up that level's derivatives and hands on to the level below.
+`torch.library.register_autograd` knows reverse mode alone: under it forward mode loses a tangent without a word, and
+torch.func refuses. So each operator gets a kernel for the dispatch key Autograd here, as torch's own have one.
+It is called once for each level of torch.func, sets up the derivatives of that level, and hands on to the one below.
 """
 
 from collections.abc import Callable
@@ -76,12 +76,18 @@ def register_once_differentiable(name: str, public: str) -> None:
 
 def under_transform() -> bool:
     """Whether a transform of torch.func, or a level of dual numbers, is at work."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return under_forward_mode() or torch._C._are_functorch_transforms_active()
+
+
+def under_forward_mode() -> bool:
+    """Whether a level of dual numbers is at work, which torch.func.jvp has too."""
+    return forward_ad._current_level >= 0
 
 
 def fold(tensors: tuple[torch.Tensor, ...], dims: tuple[int | None, ...], size: int) -> list[torch.Tensor]:
-    """Tensors with an axis of `size` that vmap put at `dims`, or without one (None): it leads, and all are contiguous."""
-    return [
-        (tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).contiguous()
-        for tensor, dim in zip(tensors, dims, strict=True)
-    ]
+    """The axis that vmap put at `dims` made the first one, of `size` where there was none (None); all contiguous."""
+    folded = []
+    for tensor, dim in zip(tensors, dims, strict=True):
+        tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        folded.append(tensor.contiguous())
+    return folded

@@ -3,8 +3,11 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ops.transforms import under_transform
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def normalize(x: torch.Tensor, kind: str = "layer") -> torch.Tensor:
@@ -54,6 +57,21 @@ def relu_squared(x: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transform():
         return F.relu(x).square()
     return _ReluSquared.apply(x)[0]
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a call of `module` is the product with its weight and nothing else.
+
+    Not so of an adapter or a quantised layer in its place, nor with a bias, a hook or a forward of its own.
+    """
+    return (
+        type(module) is nn.Linear
+        and module.bias is None
+        and type(module.weight) in (nn.Parameter, torch.Tensor)
+        and "forward" not in vars(module)
+        and not any(getattr(module, hooks) for hooks in _HOOKS)
+        and not _has_any_global_hook()
+    )
 
 
 def fan_in_normal_(weight: torch.Tensor, gain: float = 1.0) -> None:

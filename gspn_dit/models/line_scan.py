@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gspn_dit.models.basics import fan_in_normal_, normalize
+from gspn_dit.models.basics import fan_in_normal_, is_plain_linear, normalize
 from gspn_dit.models.settings import ModelSettings
 from ops import gated_merge, gspn_scan
 
@@ -62,21 +62,40 @@ class LineScan(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = self.bottleneck(x)  # (B, H, W, R)
-        lam, u, skip = (self._maps(projection, z) for projection in (self.to_lam, self.to_u, self.to_skip))
-        weights = self._line_weights(z)
+        lam, weights = self._maps(self.to_lam, z), self._line_weights(z)
         y = x
         for part in self.passes:
             if part.start:  # what the columns carried, so that the rows' product is of no higher degree
                 y = normalize(y, self.norm)
-            h = self._scan(y, _directions(lam, part), _directions(weights, part), part)
-            y = self._merge(h, _directions(u, part), skip, x, part)  # (B, H, W, C)
+            h = self._scan(y, lam[..., part, :], None if weights is None else weights[:, :, :, part], part)
+            y = self._merge(h, x, z, part)  # (B, H, W, C)
         return y if self.to_gate is None else y * self._channels(self.to_gate(z))
 
-    def _maps(self, projection: nn.Module | None, z: torch.Tensor) -> torch.Tensor | None:
-        """(B, H, W, R) -> (B, H, W, K, C); None without the projection."""
-        return (
-            None if projection is None else self._channels(projection(z).unflatten(-1, (len(DIRECTIONS), -1)))
-        )
+    def _maps(self, projection: nn.Module, z: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+        """(B, H, W, R) -> (B, H, W, k, C), for the directions of a part."""
+        return self._channels(projection(z).unflatten(-1, (len(DIRECTIONS), -1)))[..., part, :]
+
+    def _weighted(self, projection: nn.Module, z: torch.Tensor, part: slice) -> torch.Tensor:
+        """m_k times the maps of a part's directions (B, H, W, k, C); the maps alone without merge weights.
+
+        A plain projection takes m_k into its weight, which spares a pass over the maps.
+        """
+        if self.merge_weight is None:
+            return self._maps(projection, z, part)
+        merge = self.merge_weight[part]
+        if is_plain_linear(projection) and projection.out_features == len(DIRECTIONS) * self.width:
+            weight = _rows(projection)[part] * merge.unsqueeze(2)  # (k, C, R)
+            return F.linear(z, weight.flatten(0, 1)).unflatten(-1, (len(weight), -1))
+        maps = self._maps(projection, z, part)
+        return maps * merge.to(maps.dtype)
+
+    def _skip(self, z: torch.Tensor, part: slice) -> torch.Tensor:
+        """sum_k m_k D_k (B, H, W, C): all directions have the same x, so what it is multiplied by is added up first."""
+        if is_plain_linear(self.to_skip):
+            rows = _rows(self.to_skip)[part]
+            weight = rows if self.merge_weight is None else rows * self.merge_weight[part].unsqueeze(2)
+            return F.linear(z, weight.sum(0))
+        return self._weighted(self.to_skip, z, part).sum(3)
 
     def _line_weights(self, z: torch.Tensor) -> torch.Tensor | None:
         """The scan's logits (B, H, W, K, 3, G), or weights where a forget gate is among their factors."""
@@ -93,20 +112,18 @@ class LineScan(nn.Module):
         normalization = self.normalization if self.to_forget is None else "none"
         return gspn_scan(x, lam, weights, DIRECTIONS[part], self.segment, normalization)
 
-    def _merge(
-        self, h: torch.Tensor, u: torch.Tensor | None, skip: torch.Tensor | None, x: torch.Tensor, part: slice
-    ) -> torch.Tensor:
-        """The directions' maps (B, H, W, K, C), each times its gate, as one (B, H, W, C)."""
+    def _merge(self, h: torch.Tensor, x: torch.Tensor, z: torch.Tensor, part: slice) -> torch.Tensor:
+        """The directions' maps h (B, H, W, k, C), each times its gate, as one (B, H, W, C)."""
         if self.merge_linear is not None:
-            maps = h if u is None else u * h
-            maps = maps if skip is None else maps + skip * x.unsqueeze(3)
+            maps = h if self.to_u is None else self._maps(self.to_u, z) * h
+            if self.to_skip is not None:
+                maps = maps + self._maps(self.to_skip, z) * x.unsqueeze(3)
             return self.merge_linear(maps.flatten(3))
-        if self.merge_weight is not None:
-            weight = self.merge_weight[part].to(h.dtype)
-            h, u = (h * weight, None) if u is None else (h, u * weight)
-            skip = None if skip is None else skip * weight
-        y = h.sum(3) if u is None else gated_merge(h, u)
-        return y if skip is None else torch.addcmul(y, skip.sum(3), x)
+        if self.to_u is not None:
+            y = gated_merge(h, self._weighted(self.to_u, z, part))
+        else:
+            y = (h if self.merge_weight is None else h * self.merge_weight[part].to(h.dtype)).sum(3)
+        return y if self.to_skip is None else torch.addcmul(y, self._skip(z, part), x)
 
     def _channels(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps of a few channels each (..., C') as maps of all (..., C), neighbours sharing one."""
@@ -153,6 +170,6 @@ def _direction_maps(rank: int, channels: int) -> nn.Linear:
     return nn.Linear(rank, len(DIRECTIONS) * channels, bias=False)
 
 
-def _directions(maps: torch.Tensor | None, part: slice) -> torch.Tensor | None:
-    """The maps of some directions out of (B, H, W, K, ...)."""
-    return None if maps is None else maps[:, :, :, part]
+def _rows(projection: nn.Linear) -> torch.Tensor:
+    """A projection's weight by direction, (K, C, R)."""
+    return projection.weight.unflatten(0, (len(DIRECTIONS), -1))

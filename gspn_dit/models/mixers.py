@@ -8,10 +8,12 @@ permuted.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gspn_dit.models.basics import fan_in_normal_, normalize, relu_squared, xavier_
 from gspn_dit.models.line_scan import LineScan
 from gspn_dit.models.settings import ModelSettings
+from ops.transforms import under_forward_mode
 
 
 def create_mixer(settings: ModelSettings, segment: int | None) -> nn.Module:
@@ -86,8 +88,13 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(
             2, 0, 3, 1, 4
         )  # each (B, heads, N, C / heads)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (B, N, heads, C / heads)
-        return out.reshape(x.shape)
+        return self._attend(q, k, v).transpose(1, 2).reshape(x.shape)  # from (B, heads, N, C / heads)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() and under_forward_mode():
+            with sdpa_kernel(SDPBackend.MATH):  # torch's fused kernels have no forward mode
+                return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 class AttentionMixer(nn.Module):

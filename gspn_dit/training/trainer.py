@@ -177,7 +177,7 @@ class Trainer:
             for batches in self.batches(self.step, train.steps):
                 self.train_step(batches)
                 stop = agreement(request.number, self.step)
-                validation = None if stop else self.validate()
+                validation = self.validate()
                 if self.due(train.log_every) or self.step == train.steps or validation:
                     self.log_row(validation)
                 samples = self.shows_samples and self.due(train.sample_every) and not stop

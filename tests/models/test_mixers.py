@@ -170,6 +170,22 @@ def test_relu_squared_is_x_times_relu_of_x_with_its_gradient():
     assert torch.equal(torch.compile(relu_squared, fullgraph=True, backend="aot_eager")(x), y)
 
 
+def test_relu_squared_has_every_derivative_of_its_formula():
+    x, tangent = (torch.randn(4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(relu_squared, x, check_forward_ad=True, check_batched_grad=True)
+    twice = lambda x: relu_squared(relu_squared(x) - 0.3)  # noqa: E731
+    assert torch.autograd.gradgradcheck(twice, x)
+    rate = lambda f: lambda x: torch.func.jvp(f, (x,), (tangent,))[1]  # noqa: E731
+    formula = lambda x: x.relu() ** 2  # noqa: E731
+    for transform in (
+        rate,
+        lambda f: rate(rate(f)),
+        torch.vmap,
+        lambda f: torch.func.hessian(lambda x: f(x).sum()),
+    ):
+        torch.testing.assert_close(transform(relu_squared)(x), transform(formula)(x))
+
+
 def test_depthwise_convolution_sees_each_channel_alone_and_copies_nothing():
     conv = DepthwiseConv(16, kernel_size=3, bias=True)
     x = torch.randn(2, 5, 6, 16)

@@ -16,7 +16,7 @@ OLDEST = "2.10"
 ENVIRONMENT = ROOT / "build" / f"torch-{OLDEST}"  # kept: the download is as large as torch's own
 PYTHON = ENVIRONMENT / "bin" / "python"
 
-TESTS = ("test_scan.py", "test_merge.py", "test_interface.py")
+TESTS = ("test_scan.py", "test_merge.py", "test_interface.py", "test_transforms.py")
 
 
 def pip(*arguments: str) -> subprocess.CompletedProcess:
