@@ -229,7 +229,6 @@ TRANSFORMS = {
     "linearize": lambda f, a: torch.func.linearize(f, *a)[1](*(t.flip(0) for t in a)),
     "gradients in a batch": lambda f, a: every(torch.vmap(f), len(a))(*(torch.stack([t, t + 1]) for t in a)),
     "vmap": lambda f, a: torch.vmap(alone(f))(*a),
-    "vmap of another axis": lambda f, a: torch.vmap(alone(f), in_dims=2, out_dims=1)(*a),
     "vmap of vmap": lambda f, a: torch.vmap(torch.vmap(alone(f)))(*(torch.stack([t, t + 1]) for t in a)),
     "vmap, one input shared": lambda f, a: torch.vmap(alone(f), shared(len(a)))(a[0][0], *a[1:]),
     "per-sample gradients": lambda f, a: torch.vmap(every(alone(f), len(a)))(*a),
@@ -292,6 +291,15 @@ def test_raw_operators_know_the_transforms_too(name):
     inputs, tangents = example(name), example(name, seed=1)
     compare(torch.func.jvp(RAW[name], inputs, tangents), torch.func.jvp(OPERATORS[name][1], inputs, tangents))
     compare(every(RAW[name], 2)(*inputs), every(OPERATORS[name][1], 2)(*inputs), tolerance=1e-11)
+
+
+@both_operators
+def test_vmap_takes_its_axis_from_anywhere(name):
+    inputs = tuple(torch.stack([tensor, tensor + 1], dim=2) for tensor in example(name))
+    for in_dims in (2, (2, *[0] * (len(inputs) - 1))):
+        moved = inputs if in_dims == 2 else (inputs[0], *(tensor.movedim(2, 0) for tensor in inputs[1:]))
+        outputs = [torch.vmap(f, in_dims, out_dims=1)(*moved) for f in (RAW[name], OPERATORS[name][1])]
+        compare(*outputs)
 
 
 # Second derivatives
