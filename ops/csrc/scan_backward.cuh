@@ -4,6 +4,7 @@
 #pragma once
 
 #include "scan_plan.h"
+#include "scan_ring.cuh"
 #include "scan_task.cuh"
 #include "scan_weights.cuh"
 
@@ -19,8 +20,11 @@ struct BackwardPointers {
   int parts;             // partial sums of a group that remain
 };
 
-template <typename T, int V, bool Grouped>
+// Single: the neighbours of h[t-1] are read where the threads beside this one have copied them for themselves.
+template <typename T, int V, bool Grouped, bool Single>
 struct BackwardInputs {
+  static constexpr int kGradH = 0, kX = 1, kLam = 2, kH = 3, kHs = backward_copies_of_h(Single), kLogits = kH + kHs;
+  using Place = Ring<T, V, kLogits + Logits<T, V, Grouped>::kFields, Logits<T, V, Grouped>::kWords>;
   Packed<T, V> grad_h, x, lam, h[3];
   Logits<T, V, Grouped> logits;
 };
@@ -30,135 +34,124 @@ struct BackwardInputs {
 template <int V, bool Single>
 struct BackwardState {
   using Part = typename Slots<V>::Part;
-  static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts;
+  static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts, kFirst = 0, kLast = 1, kRun = 4;
   Slots<V> slots;
+  int parity, parities;  // bytes before the edges of the line after; of a line's and the next one's
   Part pending[kParts];  // Single: c_0 of the line after; otherwise c_+1 of the place before
 
-  __device__ __forceinline__ explicit BackwardState(int run) {
+  __device__ __forceinline__ explicit BackwardState(int run) : parity(0), parities(2 * kParts * slots.part_stride) {
 #pragma unroll
     for (int part = 0; part < kParts; part++) clear(pending[part]);
-    slots.clear_all(Single ? 4 : 4 + run);
+    slots.clear_all(Single ? kRun : kRun + run);
   }
 
-  __device__ __forceinline__ int edge(int line, bool last) const { return 2 * (line & 1) + static_cast<int>(last); }
-
-  __device__ __forceinline__ void read_arriving(int line, int place, int run, int part, Part& sum) const {
+  __device__ __forceinline__ void read_arriving(int place, int run, int part, Part& sum) const {
     if constexpr (Single) {
 #pragma unroll
       for (int i = 0; i < kWidth; i++) sum[i] = pending[part][i];
     } else {
-      slots.read(4 + place, part, 0, sum);
+      slots.read(kRun + place, part, 0, sum);
     }
-    if (Single || place == 0) add_edge(edge(line + 1, true), part, -1, sum);
-    if (Single || place + 1 == run) add_edge(edge(line + 1, false), part, 1, sum);
+    if (Single || place == 0) add_edge(slots.at(kLast, part) - slots.row_stride, sum);
+    if (Single || place + 1 == run) add_edge(slots.at(kFirst, part) + slots.row_stride, sum);
   }
 
-  __device__ __forceinline__ void add_edge(int slot, int part, int rows, Part& sum) const {
+  __device__ __forceinline__ void add_edge(Shared edge, Part& sum) const {
     Part arriving;
-    slots.read(slot, part, rows, arriving);
+    read_shared<kWidth>(edge + parity, arriving);
 #pragma unroll
     for (int i = 0; i < kWidth; i++) sum[i] += arriving[i];
   }
 
-  __device__ __forceinline__ void send(int line, int place, int run, int part, const Part (&c)[3]) {
+  __device__ __forceinline__ void write_edge(int edge, int part, const Part& values) const {
+    write_shared<kWidth>(slots.at(edge, part) + (parities - parity), values);
+  }
+
+  __device__ __forceinline__ void send(int place, int run, int part, const Part (&c)[3]) {
     if constexpr (Single) {
-      slots.write(edge(line, false), part, c[0]);
-      slots.write(edge(line, true), part, c[2]);
+      write_edge(kFirst, part, c[0]);
+      write_edge(kLast, part, c[2]);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) pending[part][i] = c[1][i];
     } else {
       Part sum;
       if (place == 0) {
-        slots.write(edge(line, false), part, c[0]);
+        write_edge(kFirst, part, c[0]);
       } else {
-        slots.read(4 + place - 1, part, 0, sum);
+        slots.read(kRun + place - 1, part, 0, sum);
 #pragma unroll
         for (int i = 0; i < kWidth; i++) sum[i] += c[0][i];
-        slots.write(4 + place - 1, part, sum);
+        slots.write(kRun + place - 1, part, sum);
       }
 #pragma unroll
       for (int i = 0; i < kWidth; i++) {
         sum[i] = c[1][i] + (place == 0 ? 0.f : pending[part][i]);
         pending[part][i] = c[2][i];
       }
-      slots.write(4 + place, part, sum);
-      if (place + 1 == run) slots.write(edge(line, true), part, pending[part]);
+      slots.write(kRun + place, part, sum);
+      if (place + 1 == run) write_edge(kLast, part, pending[part]);
     }
   }
+
+  __device__ __forceinline__ void end_line() { parity = parities - parity; }
 };
 
 // From g and h[t-1] to what goes to the line before, c_d = w_d g, and to dw (per group) or the logits (per channel).
-template <typename T, int V, bool Grouped>
+template <typename T, int V, bool Grouped, int Normalization>
 struct LogitGradients {
   static constexpr int kCount = Grouped ? 1 : V, kWidth = Slots<V>::kWidth;
   float d[3][kCount];
   float w[3], slope[3];  // of the group, or of the channel at hand
 
-  template <int Normalization>
-  __device__ __forceinline__ void load_weights(const BackwardInputs<T, V, Grouped>& in, int v,
-                                               const Neighbours& exist) {
+  template <bool Ordinary>
+  __device__ __forceinline__ void load_weights(const Logits<T, V, Grouped>& logits, int v, const Neighbours& exist) {
     float l[3];
     Mix made;
-    in.logits.get(v, l);
-    mix<Normalization, true>(l, exist, made);
+    logits.get(v, l);
+    mix<Normalization, true, Ordinary>(l, exist, made);
 #pragma unroll
     for (int i = 0; i < 3; i++) w[i] = made.p[i] * made.scale, slope[i] = made.slope[i];
   }
 
-  __device__ __forceinline__ void begin(const BackwardInputs<T, V, Grouped>& in, int normalization,
-                                        const Neighbours& exist) {
+  template <bool Ordinary>
+  __device__ __forceinline__ void begin(const Logits<T, V, Grouped>& logits, const Neighbours& exist) {
 #pragma unroll
     for (int i = 0; i < 3; i++) clear(d[i]);
-    if constexpr (Grouped)
-      with_normalization(normalization,
-                         [&](auto constant) { load_weights<decltype(constant)::value>(in, 0, exist); });
+    if constexpr (Grouped) load_weights<Ordinary>(logits, 0, exist);
   }
 
-  template <int Normalization>
-  __device__ __forceinline__ void add_channel(const BackwardInputs<T, V, Grouped>& in, int v,
-                                              const Neighbours& exist, float g, int i, float (&c)[3][kWidth]) {
-    if constexpr (!Grouped) load_weights<Normalization>(in, v, exist);
-    float dw[3];
+  template <bool Ordinary, typename Inputs>
+  __device__ __forceinline__ void add_part(const Inputs& in, int part, const Neighbours& exist,
+                                           const float (&g)[kWidth], float (&c)[3][kWidth]) {
 #pragma unroll
-    for (int j = 0; j < 3; j++) {
-      c[j][i] = w[j] * g;
-      dw[j] = g * in.h[j].get(v);
-      if constexpr (Grouped) d[j][0] += dw[j];
-    }
-    if constexpr (!Grouped) {
-      chain_rule<Normalization>(w, slope, dw);
+    for (int i = 0; i < kWidth; i++) {
+      const int v = part * kWidth + i;
+      if constexpr (!Grouped) load_weights<Ordinary>(in.logits, v, exist);
+      float dw[3];
 #pragma unroll
-      for (int j = 0; j < 3; j++) d[j][v] = dw[j];
-    }
-  }
-
-  __device__ __forceinline__ void add_part(const BackwardInputs<T, V, Grouped>& in, int part, int normalization,
-                                           const Neighbours& exist, const float (&g)[kWidth],
-                                           float (&c)[3][kWidth]) {
-    if constexpr (Grouped) {
+      for (int j = 0; j < 3; j++) {
+        c[j][i] = w[j] * g[i];
+        dw[j] = g[i] * in.h[j].get(v);
+        if constexpr (Grouped) d[j][0] += dw[j];
+      }
+      if constexpr (!Grouped) {
+        chain_rule<Normalization>(w, slope, dw);
 #pragma unroll
-      for (int i = 0; i < kWidth; i++) add_channel<kNone>(in, part * kWidth + i, exist, g[i], i, c);
-    } else {
-      with_normalization(normalization, [&](auto constant) {
-#pragma unroll
-        for (int i = 0; i < kWidth; i++)
-          add_channel<decltype(constant)::value>(in, part * kWidth + i, exist, g[i], i, c);
-      });
+        for (int j = 0; j < 3; j++) d[j][v] = dw[j];
+      }
     }
   }
 
   // Sums a group over its lanes; every thread of a warp must come here.
-  __device__ __forceinline__ void finish(int normalization, int group_lanes, bool restart) {
+  __device__ __forceinline__ void finish(int group_lanes) {
     if constexpr (Grouped) {
-      if (restart) return;
       float dw[3];
 #pragma unroll
       for (int i = 0; i < 3; i++) {
         dw[i] = d[i][0];
         for (int lane = group_lanes / 2; lane > 0; lane /= 2) dw[i] += shuffle_xor(dw[i], lane);
       }
-      with_normalization(normalization,
-                         [&](auto constant) { chain_rule<decltype(constant)::value>(w, slope, dw); });
+      chain_rule<Normalization>(w, slope, dw);
 #pragma unroll
       for (int i = 0; i < 3; i++) d[i][0] = dw[i];
     }
@@ -183,11 +176,11 @@ __device__ __forceinline__ void store_floats(float* to, const float (&values)[N]
 
 // Sums dx over the directions of a tiled block in shared memory; the last direction leaves with the sum in `values`.
 template <int V>
-__device__ __forceinline__ void sum_in_tile(float* tile, int pixel, int part, int k, int directions,
+__device__ __forceinline__ void sum_in_tile(Shared tile, int pixel, int part, int k, int directions,
                                             typename Slots<V>::Part& values) {
   constexpr int width = Slots<V>::kWidth;
   if (directions == 1) return;
-  float* at = tile + ((static_cast<int64_t>(pixel) * Slots<V>::kParts + part) * blockDim.x + threadIdx.x) * width;
+  const Shared at = tile + ((pixel * Slots<V>::kParts + part) * blockDim.x + threadIdx.x) * (width * 4);
   if (k > 0) {
     float sum[width];
     read_shared<width>(at, sum);
@@ -197,31 +190,55 @@ __device__ __forceinline__ void sum_in_tile(float* tile, int pixel, int part, in
   if (k + 1 < directions) write_shared<width>(at, values);
 }
 
-template <typename T, int V, bool Grouped, bool Single>
+// Where an item's inputs lie: grad_h, x and lam of its pixel, h of the pixels before it, its logits.
+template <typename T, bool Single>
+struct BackwardSource {
+  Pointer<const T, Single> grad_h, x, lam, h, logits[3];
+
+  __device__ __forceinline__ void advance() {
+    grad_h.advance(), x.advance(), lam.advance(), h.advance();
+#pragma unroll
+    for (int d = 0; d < 3; d++) logits[d].advance();
+  }
+};
+
+// Where what comes of it goes, but dx.
+template <typename T, bool Single>
+struct BackwardTarget {
+  Pointer<T, Single> dlam, dlogits[3];
+
+  __device__ __forceinline__ void advance() {
+    dlam.advance();
+#pragma unroll
+    for (int d = 0; d < 3; d++) dlogits[d].advance();
+  }
+};
+
+template <typename T, int V, bool Grouped, bool Single, int Normalization>
 struct Backward {
+  using Inputs = BackwardInputs<T, V, Grouped, Single>;
+  using Place = typename Inputs::Place;
+  using Items = Cursor<Single, -1>;
+  using State = BackwardState<V, Single>;
+  using Words = WordLanes<T, V, Single>;
+  using Gradients = LogitGradients<T, V, Grouped, Normalization>;
+  static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts;
   const ScanParameters& p;
   const BackwardPointers<T>& tensors;
   const int k;
-  const Walk& walk;
-  const int lines;
-  int own_lines, first_line, position;
+  const Walk walk;
+  int lines, own_lines, position, first_pixel;
   int part;  // which of its group's sums this thread writes; -1: none
   int64_t x_start, lam_start, logits_start;  // bytes of the first pixel
-  using Inputs = BackwardInputs<T, V, Grouped>;
-  using Items = Cursor<Single, -1>;
-  static constexpr int kWidth = Slots<V>::kWidth;
 
   __device__ __forceinline__ Backward(const ScanParameters& parameters, const BackwardPointers<T>& pointers,
                                       int direction, int64_t tile)
-      : p(parameters),
-        tensors(pointers),
-        k(direction),
-        walk(parameters.walks[direction]),
-        lines(parameters.tiled ? walk.lines : min(parameters.period, walk.lines)) {
+      : p(parameters), tensors(pointers), k(direction), walk(parameters.walks[direction].in_registers()) {
     const Task<V> task(p, walk.lines, tile);
-    own_lines = task.exists ? min(lines, walk.lines - task.first_line) : 0;
-    first_line = task.first_line;
     position = task.position;
+    lines = min(p.task_lines, walk.lines);
+    own_lines = task.exists && position < walk.length ? min(lines, walk.lines - task.first_line) : 0;
+    first_pixel = walk.start + (task.first_line + lines - 1) * walk.line_stride + position * walk.position_stride;
     const int heads = p.channels / p.groups, group = task.channel / heads;
     const int lane = task.channel % heads / V;
     part = lane % tensors.group_lanes == 0 ? lane / tensors.group_lanes : -1;
@@ -234,81 +251,44 @@ struct Backward {
   __device__ __forceinline__ int run() const { return Single ? 1 : p.run; }
 
   __device__ __forceinline__ bool exists(const Items& item) const {
-    return item.line >= 0 && item.line < own_lines && position + item.place < walk.length;
+    return item.lines > 0 && item.lines <= own_lines && (Single || position + item.place < walk.length);
   }
 
-  __device__ __forceinline__ int64_t lam_at(int pixel) const {
-    return lam_start + static_cast<int64_t>(pixel) * p.lam_stride;
-  }
-
-  __device__ __forceinline__ void fetch(const Items& item, Inputs& in) const {
-    if (!exists(item)) return;
-    const int64_t at = lam_at(item.pixel);
-    load_once<T, V>(in.grad_h, offset(tensors.grad_h, at));
-    load_shared_input<T, V>(in.x, offset(tensors.x, x_start + static_cast<int64_t>(item.pixel) * p.x_stride));
-    load_once<T, V>(in.lam, offset(tensors.lam, at));
-    if (item.phase == 0) return;
-    const int n = position + item.place, past = item.pixel - walk.line_stride;
-    const int64_t logits_at = logits_start + static_cast<int64_t>(item.pixel) * p.logits_stride;
-    in.logits.load(offset(tensors.logits, logits_at), p.groups, n, walk.length, missing_logit(p.normalization));
-    load_shared_input<T, V>(in.h[1], offset(tensors.h, lam_at(past)));
-    load_neighbour(in.h[0], n > 0, past - walk.position_stride);
-    load_neighbour(in.h[2], n + 1 < walk.length, past + walk.position_stride);
-  }
-
-  __device__ __forceinline__ void load_neighbour(Packed<T, V>& h, bool is_there, int pixel) const {
-    if (is_there) {
-      load_shared_input<T, V>(h, offset(tensors.h, lam_at(pixel)));
+  __device__ __forceinline__ void stage(const Items& item, const BackwardSource<T, Single>& from,
+                                        const Place& ring) const {
+    const bool there = exists(item), wanted = !item.restarts();
+    const int n = position + item.place;
+    ring.copy(Inputs::kGradH, from.grad_h.get(item.pixel, p.lam_stride), there);
+    ring.copy(Inputs::kX, from.x.get(item.pixel, p.x_stride), there);
+    ring.copy(Inputs::kLam, from.lam.get(item.pixel, p.lam_stride), there);
+    const T* h = from.h.get(item.pixel, p.lam_stride);
+    if constexpr (Single) {
+      ring.copy(Inputs::kH, h, there, wanted);
     } else {
-      h.fill(0.f);
+      const int64_t beside = int64_t{walk.position_stride} * p.lam_stride;
+      ring.copy(Inputs::kH, offset(h, -beside), there && n > 0, wanted);
+      ring.copy(Inputs::kH + 1, h, there, wanted);
+      ring.copy(Inputs::kH + 2, offset(h, beside), there && n + 1 < walk.length, wanted);
     }
-  }
-
-  // Leaves in `values` what belongs to the final dx, if this direction is to write it.
-  __device__ __forceinline__ void add_dx(const Items& item, int part, float (&values)[kWidth]) const {
-    if (tensors.dx_parts[0]) {
-      const int64_t at = (x_start + static_cast<int64_t>(item.pixel) * p.x_stride) * (sizeof(float) / sizeof(T));
-      store_floats(offset(tensors.dx_parts[k] + part * kWidth, at), values);
-    } else {
-      sum_in_tile<V>(shared_memory() + p.tile_offset, item.pixel, part, k, p.directions, values);
-    }
+    Logits<T, V, Grouped>::stage(ring, Inputs::kLogits, from.logits, item.pixel, p.logits_stride, n, walk.length, there,
+                                 wanted);
+    commit_copies();
   }
 
   __device__ __forceinline__ bool writes_dx() const {
     return !tensors.dx_parts[0] && (!p.tiled || k + 1 == p.directions);
   }
 
-  // A logit of a neighbour that does not exist has no gradient, not even a rounding error.
-  __device__ __forceinline__ void store_dlogits(const Items& item, LogitGradients<T, V, Grouped>& gradients) const {
-    const int n = position + item.place;
-    if (n == 0) clear(gradients.d[0]);
-    if (n + 1 == walk.length) clear(gradients.d[2]);
-    const int64_t at = logits_start + static_cast<int64_t>(item.pixel) * p.logits_stride;
-    if constexpr (!Grouped) {
-#pragma unroll
-      for (int i = 0; i < 3; i++)
-        store_rounded<T, V>(offset(tensors.dlogits, at) + static_cast<int64_t>(i) * p.groups, gradients.d[i]);
-    } else {
-      if (part < 0) return;
-#pragma unroll
-      for (int i = 0; i < 3; i++) {
-        const int64_t element = at / int64_t{sizeof(T)} + static_cast<int64_t>(i) * p.groups;
-        if (tensors.dlogits_parts)
-          store_floats<1>(tensors.dlogits_parts + element * tensors.parts + part, gradients.d[i]);
-        else
-          store_rounded<T, 1>(tensors.dlogits + element, gradients.d[i]);
-      }
-    }
-  }
-
   // g, and from it dlam and dx.
-  __device__ __forceinline__ void receive(const Items& item, const Inputs& in, const BackwardState<V, Single>& state,
-                                          float (&g)[Slots<V>::kParts][kWidth]) const {
+  __device__ __forceinline__ void receive(const Items& item, const Inputs& in, T* to_dlam, const State& state,
+                                          float (&g)[kParts][kWidth]) const {
+    const bool there = exists(item);
+    const int64_t x_at = x_start + static_cast<int64_t>(item.pixel) * p.x_stride;
     Packed<T, V> dlam, dx;
 #pragma unroll
-    for (int part = 0; part < Slots<V>::kParts; part++) {
+    for (int part = 0; part < kParts; part++) {
       float of_dx[kWidth];
-      state.read_arriving(item.line, item.place, run(), part, g[part]);
+      state.read_arriving(item.place, run(), part, g[part]);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) {
         const int v = part * kWidth + i;
@@ -316,79 +296,170 @@ struct Backward {
         dlam.set(v, g[part][i] * in.x.get(v));
         of_dx[i] = g[part][i] * in.lam.get(v);
       }
-      add_dx(item, part, of_dx);
+      if (there) add_dx(item.pixel, x_at, part, of_dx);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) dx.set(part * kWidth + i, of_dx[i]);
     }
-    store_packed<T, V>(offset(tensors.dlam, lam_at(item.pixel)), dlam);
-    if (writes_dx())
-      store_packed<T, V>(offset(tensors.dx, x_start + static_cast<int64_t>(item.pixel) * p.x_stride), dx);
+    if (!there) return;
+    store_packed<T, V>(to_dlam, dlam);
+    if (writes_dx()) store_packed<T, V>(offset(tensors.dx, x_at), dx);
   }
 
-  // What goes to the line before; dlogits are left to `finish` and `store_dlogits`.
-  __device__ __forceinline__ void process(const Items& item, const Inputs& in, bool restart,
-                                          BackwardState<V, Single>& state,
-                                          LogitGradients<T, V, Grouped>& dlogits) const {
-    float g[Slots<V>::kParts][kWidth];
-    receive(item, in, state, g);
-    const Neighbours exist(position + item.place, walk.length);
-    if (!restart) dlogits.begin(in, p.normalization, exist);
-#pragma unroll
-    for (int part = 0; part < Slots<V>::kParts; part++) {
-      float c[3][kWidth];
-#pragma unroll
-      for (int i = 0; i < 3; i++) clear(c[i]);
-      if (!restart) dlogits.add_part(in, part, p.normalization, exist, g[part], c);
-      state.send(item.line, item.place, run(), part, c);
+  // Leaves in `values` what belongs to the final dx, if this direction is to write it.
+  __device__ __forceinline__ void add_dx(int pixel, int64_t x_at, int part, float (&values)[kWidth]) const {
+    if (tensors.dx_parts[0]) {
+      store_floats(offset(tensors.dx_parts[k] + part * kWidth, x_at * int64_t{sizeof(float) / sizeof(T)}), values);
+    } else {
+      sum_in_tile<V>(shared_memory() + p.tile_offset * 4, pixel, part, k, p.directions, values);
     }
   }
 
-  __device__ __forceinline__ void step(const Items& item, const Inputs& in, bool restart,
-                                       BackwardState<V, Single>& state) const {
-    LogitGradients<T, V, Grouped> dlogits;
+  // A logit of a neighbour that does not exist has no gradient, not even a rounding error.
+  __device__ __forceinline__ void store_dlogits(const Items& item, const BackwardTarget<T, Single>& to,
+                                                Gradients& gradients) const {
+    const int n = position + item.place;
+    if (n == 0) clear(gradients.d[0]);
+    if (n + 1 == walk.length) clear(gradients.d[2]);
+    if (Grouped && part < 0) return;
 #pragma unroll
-    for (int i = 0; i < 3; i++) clear(dlogits.d[i]);
-    if (exists(item)) process(item, in, restart, state, dlogits);
-    dlogits.finish(p.normalization, tensors.group_lanes, restart);
-    if (exists(item)) store_dlogits(item, dlogits);
-    if (item.place + 1 == run()) __syncthreads();
-  }
-
-  // While one item is worked on, the next one's inputs are in flight. Two buffers in turn save the copies, and cost
-  // the registers that sm_80's code does not have.
-  __device__ __forceinline__ void scan() const {
-    Items item(walk, first_line, position, lines - 1, p.period);
-    Inputs inputs[2];
-    fetch(item, inputs[0]);
-    BackwardState<V, Single> state(run());
-    while (item.line >= 0) {
-#pragma unroll
-      for (int i = 0; i < (kHasRegisters ? 2 : 1); i++) {
-        if (item.line < 0) break;
-        const Items now = item;
-        item.advance(walk, run(), p.period);
-        if constexpr (kHasRegisters) {
-          fetch(item, inputs[1 - i]);
-          step(now, inputs[i], now.phase == 0, state);
-        } else {
-          const Inputs in = inputs[0];
-          fetch(item, inputs[0]);
-          step(now, in, now.phase == 0, state);
+    for (int i = 0; i < 3; i++) {
+      T* at = to.dlogits[i].get(item.pixel, p.logits_stride);
+      if constexpr (Grouped) {
+        if (tensors.dlogits_parts) {
+          store_floats(tensors.dlogits_parts + (at - tensors.dlogits) * tensors.parts + part, gradients.d[i]);
+          continue;
         }
       }
+      store_rounded<T, Gradients::kCount>(at, gradients.d[i]);
     }
+  }
+
+  // What goes to the line before, and the gradients of the logits.
+  __device__ __forceinline__ void send(const Items& item, const Inputs& in, const float (&g)[kParts][kWidth],
+                                       State& state, Gradients& dlogits) const {
+    const Neighbours exist(position + item.place, walk.length);
+    const bool there = exists(item);
+    with_ordinary<Normalization>(in.logits.ordinary(), [&](auto ordinary) {
+      constexpr bool kOrdinary = decltype(ordinary)::value;
+      dlogits.template begin<kOrdinary>(in.logits, exist);
+#pragma unroll
+      for (int part = 0; part < kParts; part++) {
+        float c[3][kWidth];
+        dlogits.template add_part<kOrdinary>(in, part, exist, g[part], c);
+        if (there) state.send(item.place, run(), part, c);
+      }
+    });
+    dlogits.finish(tensors.group_lanes);
+  }
+
+  // The line before is another segment's last: nothing goes to it.
+  __device__ __forceinline__ void send_nothing(const Items& item, State& state, Gradients& dlogits) const {
+#pragma unroll
+    for (int i = 0; i < 3; i++) clear(dlogits.d[i]);
+    float c[3][kWidth];
+#pragma unroll
+    for (int i = 0; i < 3; i++) clear(c[i]);
+    if (!exists(item)) return;
+#pragma unroll
+    for (int part = 0; part < kParts; part++) state.send(item.place, run(), part, c);
+  }
+
+  // h[t-1] at n - 1, n, n + 1. What stands for a neighbour that does not exist reaches nothing that is stored.
+  __device__ __forceinline__ void read_h(const Place& ring, const Shared (&beside)[2], Inputs& in) const {
+    if constexpr (Single) {
+      ring.read_of(beside[0], Inputs::kH, in.h[0]);
+      ring.read(Inputs::kH, in.h[1]);
+      ring.read_of(beside[1], Inputs::kH, in.h[2]);
+    } else {
+#pragma unroll
+      for (int d = 0; d < 3; d++) ring.read(Inputs::kH + d, in.h[d]);
+    }
+  }
+
+  __device__ __forceinline__ void step(const Items& item, const Place& ring, const Shared (&beside)[2],
+                                       const Words& words, const BackwardTarget<T, Single>& to, State& state) const {
+    Inputs in;
+    Gradients dlogits;
+    float g[kParts][kWidth];
+    ring.read(Inputs::kGradH, in.grad_h);
+    ring.read(Inputs::kX, in.x);
+    ring.read(Inputs::kLam, in.lam);
+    receive(item, in, to.dlam.get(item.pixel, p.lam_stride), state, g);
+    if (item.restarts()) {
+      send_nothing(item, state, dlogits);
+    } else {
+      read_h(ring, beside, in);
+      in.logits.read(ring, Inputs::kLogits, words);
+      send(item, in, g, state, dlogits);
+    }
+    if (exists(item)) store_dlogits(item, to, dlogits);
+    if (item.place + 1 == run()) state.end_line();
+  }
+
+  template <typename U>
+  __device__ __forceinline__ Pointer<U, Single> follow(U* tensor, int64_t first, int stride) const {
+    return Pointer<U, Single>(offset(tensor, first), walk, -1, first_pixel, stride);
+  }
+
+  __device__ __forceinline__ BackwardSource<T, Single> source() const {
+    const auto logits = [&](int d) { return follow(tensors.logits + d * p.groups, logits_start, p.logits_stride); };
+    const int64_t line = int64_t{walk.line_stride} * p.lam_stride;
+    return {follow(tensors.grad_h, lam_start, p.lam_stride), follow(tensors.x, x_start, p.x_stride),
+            follow(tensors.lam, lam_start, p.lam_stride), follow(tensors.h, lam_start - line, p.lam_stride),
+            {logits(0), logits(1), logits(2)}};
+  }
+
+  __device__ __forceinline__ BackwardTarget<T, Single> target() const {
+    const auto logits = [&](int d) { return follow(tensors.dlogits + d * p.groups, logits_start, p.logits_stride); };
+    return {follow(tensors.dlam, lam_start, p.lam_stride), {logits(0), logits(1), logits(2)}};
+  }
+
+  // A barrier a line: behind it lie the copies of the line and what the line after has sent, and before it the last
+  // look at the place that is filled next.
+  __device__ __forceinline__ void scan() const {
+    const int last_restart = (lines - 1) / p.period * p.period + 1;
+    Items item(lines, last_restart, first_pixel), ahead = item;
+    BackwardSource<T, Single> from = source();
+    BackwardTarget<T, Single> to = target();
+    Place ring(p.ring_offset);
+    const int n = position;
+    const Shared beside[2] = {ring.fields_of(n > 0 ? -static_cast<int>(blockDim.x) : 0),
+                              ring.fields_of(n + 1 < walk.length ? blockDim.x : 0)};
+    Words words(ring.words, offset(tensors.logits, logits_start), p.groups, p.logits_stride, first_pixel,
+                -walk.line_stride);
+    const auto stage_next = [&] {
+      stage(ahead, from, ring);
+      ahead.advance(walk, run(), p.period);
+      from.advance();
+    };
+#pragma unroll
+    for (int i = 0; i < kStages - 1; i++) {
+      stage_next();
+      ring.advance();
+    }
+    State state(run());
+    for (int steps = lines * run(); steps > 0; steps--) {
+      wait_for_copies<kStages - 2>();
+      if (item.place == 0) __syncthreads();
+      stage_next();
+      ring.advance();
+      step(item, ring, beside, words, to, state);
+      item.advance(walk, run(), p.period);
+      words.move_to(item.pixel);
+      to.advance();
+    }
+    wait_for_copies<0>();  // the next direction's fill the same places
+    __syncthreads();
   }
 };
 
-template <typename T, int V, bool Grouped, bool Single>
+template <typename T, int V, bool Grouped, bool Single, int Normalization>
 __global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V, Single))
     scan_backward_kernel(const __grid_constant__ ScanParameters p,
                          const __grid_constant__ BackwardPointers<T> tensors) {
-  if (!p.tiled) {
-    Backward<T, V, Grouped, Single>(p, tensors, blockIdx.x % p.directions, blockIdx.x / p.directions).scan();
-    return;
-  }
-  for (int k = 0; k < p.directions; k++) Backward<T, V, Grouped, Single>(p, tensors, k, blockIdx.x).scan();
+  const int first = p.tiled ? 0 : blockIdx.x % p.directions, end = p.tiled ? p.directions : first + 1;
+  const int tile = p.tiled ? blockIdx.x : blockIdx.x / p.directions;
+  for (int k = first; k < end; k++) Backward<T, V, Grouped, Single, Normalization>(p, tensors, k, tile).scan();
 }
 
 }  // namespace gspn

@@ -21,10 +21,12 @@ inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan, in
   p.x_stride = static_cast<int>(s.channels * element_bytes);
   p.lam_stride = static_cast<int>(s.directions * s.channels * element_bytes);
   p.logits_stride = static_cast<int>(s.directions * 3 * s.groups * element_bytes);
-  p.normalization = s.normalization;
+  p.task_lines = plan.tiled ? static_cast<int>(lines)
+                            : static_cast<int>(std::min<int64_t>(int64_t{p.period} * plan.segments, lines));
   p.run = plan.run;
   p.tiled = plan.tiled;
   p.tile_offset = plan.tile_offset;
+  p.ring_offset = plan.ring_offset;
   for (int64_t k = 0; k < s.directions; k++) {
     const LineWalk walk(s, s.codes[k]);
     p.walks[k] = {static_cast<int>(walk.count), static_cast<int>(walk.length), static_cast<int>(walk.start),
@@ -33,42 +35,52 @@ inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan, in
   return p;
 }
 
-template <int V>
-struct VectorTag {
-  static constexpr int value = V;
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
 };
+
+// Calls `body` with the normalisation as a compile-time constant.
+template <typename Body>
+void with_normalization(int normalization, Body&& body) {
+  switch (normalization) {
+    case kRowStochastic: return body(Constant<kRowStochastic>());
+    case kSigmoid: return body(Constant<kSigmoid>());
+    default: return body(Constant<kNone>());
+  }
+}
 
 // Calls `body` with the plan's vector as a compile-time constant, if an access of that width exists for T.
 template <typename T, int Widest, typename Body>
 void with_vector(int vector, Body&& body) {
   if constexpr (Widest >= 8 && sizeof(T) * 8 <= 16)
-    if (vector == 8) return body(VectorTag<8>());
-  if (vector == 4) return body(VectorTag<4>());
-  body(VectorTag<1>());
+    if (vector == 8) return body(Constant<8>());
+  if (vector == 4) return body(Constant<4>());
+  body(Constant<1>());
 }
 
-template <typename T, bool Grouped, typename Launch>
+template <typename T, bool Grouped, int Normalization, typename Launch>
 void forward_scan_of(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
   with_vector<T, 8>(plan.vector, [&](auto vector) {
-    constexpr int V = decltype(vector)::value, depth = prefetch_depth(false, Grouped);
-    const auto kernel = plan.single() ? scan_forward_kernel<T, V, Grouped, true, depth>
-                                      : scan_forward_kernel<T, V, Grouped, false, depth>;
+    constexpr int V = decltype(vector)::value;
+    const auto kernel = plan.single() ? scan_forward_kernel<T, V, Grouped, true, Normalization>
+                                      : scan_forward_kernel<T, V, Grouped, false, Normalization>;
     launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   });
 }
 
-template <typename T, bool Grouped, typename Launch>
+template <typename T, bool Grouped, int Normalization, typename Launch>
 void backward_scan_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
   const auto start = [&](auto kernel) {
     launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   };
   if (plan.single())
     with_vector<T, widest_backward(Grouped, true)>(plan.vector, [&](auto vector) {
-      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, true>);
+      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, true, Normalization>);
     });
   else
     with_vector<T, widest_backward(Grouped, false)>(plan.vector, [&](auto vector) {
-      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, false>);
+      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, false, Normalization>);
     });
 }
 
@@ -82,10 +94,13 @@ void sum_parts(const float* parts, int64_t elements, int count, int64_t inner, i
 
 template <typename T, typename Launch>
 void forward_scan(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
-  if (grouped(s))
-    forward_scan_of<T, true>(s, plan, tensors, launch);
-  else
-    forward_scan_of<T, false>(s, plan, tensors, launch);
+  with_normalization(s.normalization, [&](auto normalization) {
+    constexpr int kNormalization = decltype(normalization)::value;
+    if (grouped(s))
+      forward_scan_of<T, true, kNormalization>(s, plan, tensors, launch);
+    else
+      forward_scan_of<T, false, kNormalization>(s, plan, tensors, launch);
+  });
 }
 
 inline bool needs_dx_parts(const ScanShape& s, const ScanPlan& plan) { return s.directions > 1 && !plan.tiled; }
@@ -97,10 +112,13 @@ void backward_scan(const ScanShape& s, const ScanPlan& plan, BackwardPointers<T>
   for (int64_t k = 0; dx_parts && k < s.directions; k++) tensors.dx_parts[k] = dx_parts + k * elements;
   tensors.group_lanes = plan.group_lanes;
   tensors.parts = plan.parts;
-  if (grouped(s))
-    backward_scan_of<T, true>(s, plan, tensors, launch);
-  else
-    backward_scan_of<T, false>(s, plan, tensors, launch);
+  with_normalization(s.normalization, [&](auto normalization) {
+    constexpr int kNormalization = decltype(normalization)::value;
+    if (grouped(s))
+      backward_scan_of<T, true, kNormalization>(s, plan, tensors, launch);
+    else
+      backward_scan_of<T, false, kNormalization>(s, plan, tensors, launch);
+  });
   if (dx_parts) sum_parts<T>(dx_parts, elements, static_cast<int>(s.directions), 1, elements, tensors.dx, launch);
   if (tensors.dlogits_parts)
     sum_parts<T>(tensors.dlogits_parts, pixels * s.directions * 3 * s.groups, plan.parts, plan.parts, 1,

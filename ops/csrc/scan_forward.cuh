@@ -1,7 +1,10 @@
 // h[t, n] = lam[t, n] x[t, n] + sum over d of w_d[t, n] h[t-1, n+d], all directions in one launch.
 #pragma once
 
+#include <type_traits>
+
 #include "scan_plan.h"
+#include "scan_ring.cuh"
 #include "scan_task.cuh"
 #include "scan_weights.cuh"
 
@@ -15,6 +18,8 @@ struct ForwardPointers {
 
 template <typename T, int V, bool Grouped>
 struct ForwardInputs {
+  static constexpr int kX = 0, kLam = 1, kLogits = 2;  // fields of a ring's place
+  using Place = Ring<T, V, kLogits + Logits<T, V, Grouped>::kFields, Logits<T, V, Grouped>::kWords>;
   Packed<T, V> x, lam;
   Logits<T, V, Grouped> logits;
 };
@@ -26,167 +31,234 @@ template <int V, bool Single>
 struct ForwardState {
   using Part = typename Slots<V>::Part;
   static constexpr int kParts = Slots<V>::kParts, kWidth = Slots<V>::kWidth;
+  static constexpr int kFirst = 0, kLast = Single ? 0 : 1, kEdges = kLast + 1, kRun = 2 * kEdges;
   Slots<V> slots;
+  int parity, parities;              // slots before the edges of the previous line; of a line's and the next one's
   Part here[kParts];                 // of the previous line, at n
+  Part after[kParts];                // at n + 1
   Part rolled[Single ? 1 : kParts];  // at n - 1, when that is in the run
 
-  __device__ __forceinline__ explicit ForwardState(int run) { slots.clear_all(Single ? 2 : 4 + run); }
-
-  __device__ __forceinline__ int edge(int line, bool last) const {
-    return Single ? line & 1 : 2 * (line & 1) + static_cast<int>(last);
+  __device__ __forceinline__ explicit ForwardState(int run)
+      : parity(0), parities(kEdges * kParts * slots.part_stride) {
+    slots.clear_all(Single ? kRun : kRun + run);
   }
 
-  // The previous line at n - 1 and n + 1 (and, at the start of a run, at n); `line` is the line being computed.
-  __device__ __forceinline__ void read(int line, int place, int run, int part, Part& before, Part& after) {
+  // The previous line at n - 1 and n + 1 (and, at the start of a run, at n).
+  __device__ __forceinline__ void read(int place, int run, int part, Part& before) {
     if (Single || place == 0) {
-      slots.read(edge(line - 1, true), part, -1, before);
-      if constexpr (!Single) slots.read(4, part, 0, here[part]);
+      read_shared<kWidth>(slots.at(kLast, part) - slots.row_stride + parity, before);
+      if constexpr (!Single) slots.read(kRun, part, 0, here[part]);
     } else {
 #pragma unroll
       for (int i = 0; i < kWidth; i++) before[i] = rolled[part][i];
     }
     if (!Single && place + 1 < run)
-      slots.read(4 + place + 1, part, 0, after);
+      slots.read(kRun + place + 1, part, 0, after[part]);
     else
-      slots.read(edge(line - 1, false), part, 1, after);
+      read_shared<kWidth>(slots.at(kFirst, part) + slots.row_stride + parity, after[part]);
   }
 
-  // Takes the new state at n and steps to n + 1, whose old state is `after`.
-  __device__ __forceinline__ void update(int line, int place, int run, int part, const Part& state,
-                                         const Part& after) {
-    if (Single || place == 0) slots.write(edge(line, false), part, state);
-    if constexpr (Single) {
+  // Shows the new state at n and steps to n + 1, whose old state is `after`; Single: `state` is `here`.
+  __device__ __forceinline__ void update(int place, int run, const Part (&state)[kParts]) {
 #pragma unroll
-      for (int i = 0; i < kWidth; i++) here[part][i] = state[i];
+    for (int part = 0; part < kParts; part++) {
+      if (Single || place == 0)
+        write_shared<kWidth>(slots.at(kFirst, part) + (parities - parity), state[part]);
+      if constexpr (!Single) {
+        if (place + 1 == run) write_shared<kWidth>(slots.at(kLast, part) + (parities - parity), state[part]);
+        slots.write(kRun + place, part, state[part]);
+#pragma unroll
+        for (int i = 0; i < kWidth; i++) rolled[part][i] = here[part][i], here[part][i] = after[part][i];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void end_line() {
+    __syncthreads();
+    parity = parities - parity;
+  }
+};
+
+// Where an item's inputs lie.
+template <typename T, bool Single>
+struct ForwardSource {
+  Pointer<const T, Single> x, lam, logits[3];
+
+  __device__ __forceinline__ void advance() {
+    x.advance(), lam.advance();
+#pragma unroll
+    for (int d = 0; d < 3; d++) logits[d].advance();
+  }
+};
+
+template <typename T, int V, bool Grouped, bool Single, int Normalization>
+struct Forward {
+  using Inputs = ForwardInputs<T, V, Grouped>;
+  using Items = Cursor<Single, 1>;
+  using State = ForwardState<V, Single>;
+  using Words = WordLanes<T, V, Single>;
+  using Values = typename Slots<V>::Part[Slots<V>::kParts];
+  static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts;
+  const ScanParameters& p;
+  const Walk walk;
+  int lines, own_lines, first_line, position;
+  const T *x, *lam, *logits;  // of the first pixel
+  T* h;
+
+  __device__ __forceinline__ Forward(const ScanParameters& parameters, const ForwardPointers<T>& tensors, int k,
+                                     int64_t tile)
+      : p(parameters), walk(parameters.walks[k].in_registers()) {
+    const Task<V> task(p, walk.lines, tile);
+    first_line = task.first_line;
+    position = task.position;
+    lines = min(p.task_lines, walk.lines);
+    own_lines = task.exists && position < walk.length ? min(lines, walk.lines - first_line) : 0;
+    const int64_t image = task.image * p.pixels;
+    const int group = task.channel / (p.channels / p.groups);
+    const int64_t lam_start = image * p.lam_stride + (k * p.channels + task.channel) * int64_t{sizeof(T)};
+    x = offset(tensors.x, image * p.x_stride) + task.channel;
+    lam = offset(tensors.lam, lam_start);
+    h = offset(tensors.h, lam_start);
+    logits = offset(tensors.logits, image * p.logits_stride) + k * 3 * p.groups + group;
+  }
+
+  __device__ __forceinline__ int run() const { return Single ? 1 : p.run; }
+
+  __device__ __forceinline__ bool exists(const Items& item) const {
+    return item.lines > 0 && (Single || position + item.place < walk.length);
+  }
+
+  __device__ __forceinline__ void stage(const Items& item, const ForwardSource<T, Single>& from,
+                                        typename Inputs::Place& ring) const {
+    const bool there = exists(item);
+    ring.copy(Inputs::kX, from.x.get(item.pixel, p.x_stride), there);
+    ring.copy(Inputs::kLam, from.lam.get(item.pixel, p.lam_stride), there);
+    Logits<T, V, Grouped>::stage(ring, Inputs::kLogits, from.logits, item.pixel, p.logits_stride,
+                                 position + item.place, walk.length, there, !item.restarts());
+    commit_copies();
+    ring.advance();
+  }
+
+  // state = lam x + the sum over d of w_d h_d for one part of the channels; `shared` are the weights of a group.
+  template <bool Ordinary>
+  __device__ __forceinline__ void combine(const Inputs& in, int part, const Neighbours& exist, const Mix& shared,
+                                          const float (&entering)[kWidth], const float (&before)[kWidth],
+                                          const float (&here)[kWidth], const float (&after)[kWidth],
+                                          float (&state)[kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kWidth; i++) {
+      Mix own = shared;
+      if constexpr (!Grouped) {
+        float l[3];
+        in.logits.get(part * kWidth + i, l);
+        mix<Normalization, false, Ordinary>(l, exist, own);
+      }
+      const float sum = own.p[0] * before[i] + own.p[1] * here[i] + own.p[2] * after[i];
+      state[i] = Grouped ? sum + entering[i] : fmaf(own.scale, sum, entering[i]);
+    }
+  }
+
+  template <bool Ordinary>
+  __device__ __forceinline__ Mix group_weights(const Inputs& in, const Neighbours& exist) const {
+    Mix shared{};
+    if constexpr (Grouped) {
+      float l[3];
+      in.logits.get(0, l);
+      mix<Normalization, false, Ordinary>(l, exist, shared);
+#pragma unroll
+      for (int d = 0; d < 3; d++) shared.p[d] *= shared.scale;
+    }
+    return shared;
+  }
+
+  // One item, part by part of its channels, so that few of a neighbour's values are in registers at a time.
+  __device__ __forceinline__ void propagate(const Items& item, const Inputs& in, const Values& entering,
+                                            State& past, Values& state) const {
+    const Neighbours exist(position + item.place, walk.length);
+    with_ordinary<Normalization>(in.logits.ordinary(), [&](auto ordinary) {
+      constexpr bool kOrdinary = decltype(ordinary)::value;
+      const Mix shared = group_weights<kOrdinary>(in, exist);
+#pragma unroll
+      for (int part = 0; part < kParts; part++) {
+        float before[kWidth];
+        past.read(item.place, run(), part, before);
+        combine<kOrdinary>(in, part, exist, shared, entering[part], before, past.here[part], past.after[part],
+                           state[part]);
+      }
+    });
+  }
+
+  __device__ __forceinline__ void step(const Items& item, const typename Inputs::Place& ring, const Words& words,
+                                       T* to, State& past) const {
+    Inputs in;
+    wait_for_copies<kStages - 1>();
+    ring.read(Inputs::kX, in.x);
+    ring.read(Inputs::kLam, in.lam);
+    Values entering, computed;
+#pragma unroll
+    for (int v = 0; v < V; v++) entering[v / kWidth][v % kWidth] = in.lam.get(v) * in.x.get(v);
+    Values& state = select_state(past, computed);
+    if (item.restarts()) {
+#pragma unroll
+      for (int v = 0; v < V; v++) state[v / kWidth][v % kWidth] = entering[v / kWidth][v % kWidth];
     } else {
-      if (place + 1 == run) slots.write(edge(line, true), part, state);
-      slots.write(4 + place, part, state);
+      in.logits.read(ring, Inputs::kLogits, words);
+      propagate(item, in, entering, past, state);
+    }
+    if (exists(item)) {
+      Packed<T, V> rounded;
 #pragma unroll
-      for (int i = 0; i < kWidth; i++) rolled[part][i] = here[part][i], here[part][i] = after[i];
+      for (int v = 0; v < V; v++) rounded.set(v, state[v / kWidth][v % kWidth]);
+      past.update(item.place, run(), state);
+      store_packed<T, V>(to, rounded);
+    }
+    if (item.place + 1 == run()) past.end_line();
+  }
+
+  // Single: the new state takes the place of the old one.
+  static __device__ __forceinline__ Values& select_state(State& past, Values& computed) {
+    if constexpr (Single)
+      return past.here;
+    else
+      return computed;
+  }
+
+  // The recurrence waits for memory, never memory for the recurrence.
+  __device__ __forceinline__ void scan() const {
+    Items item(own_lines, own_lines, walk.start + first_line * walk.line_stride + position * walk.position_stride);
+    Items ahead = item;
+    const auto follow = [&](auto* first, int stride) {
+      return Pointer<std::remove_pointer_t<decltype(first)>, Single>(first, walk, 1, item.pixel, stride);
+    };
+    ForwardSource<T, Single> source{follow(x, p.x_stride), follow(lam, p.lam_stride), {
+        follow(logits, p.logits_stride), follow(logits + p.groups, p.logits_stride),
+        follow(logits + 2 * p.groups, p.logits_stride)}};
+    auto to = follow(h, p.lam_stride);
+    typename Inputs::Place ring(p.ring_offset);
+    Words words(ring.words, logits, p.groups, p.logits_stride, item.pixel, walk.line_stride);
+    const auto stage_next = [&] {
+      stage(ahead, source, ring);
+      ahead.advance(walk, run(), p.period);
+      source.advance();
+    };
+#pragma unroll
+    for (int i = 0; i < kStages; i++) stage_next();
+    State past(run());
+    for (int steps = lines * run(); steps > 0; steps--) {
+      step(item, ring, words, to.get(item.pixel, p.lam_stride), past);
+      stage_next();
+      item.advance(walk, run(), p.period);
+      to.advance();
+      words.move_to(item.pixel);
     }
   }
 };
 
-// state = lam x + sum over d of w_d h_d for one part of the channels; `shared` are the weights of a group.
-template <typename T, int V, bool Grouped>
-__device__ __forceinline__ void combine(const ForwardInputs<T, V, Grouped>& in, int part, int normalization,
-                                        const Neighbours& exist, const Mix& shared,
-                                        const typename Slots<V>::Part& before,
-                                        const typename Slots<V>::Part& here, const typename Slots<V>::Part& after,
-                                        typename Slots<V>::Part& state) {
-  constexpr int width = Slots<V>::kWidth;
-  const auto add = [&](int i, const Mix& w) {
-    state[i] += w.scale * (w.p[0] * before[i] + w.p[1] * here[i] + w.p[2] * after[i]);
-  };
-  if constexpr (Grouped) {
-#pragma unroll
-    for (int i = 0; i < width; i++) add(i, shared);
-  } else {
-    with_normalization(normalization, [&](auto constant) {
-#pragma unroll
-      for (int i = 0; i < width; i++) {
-        float l[3];
-        Mix w;
-        in.logits.get(part * width + i, l);
-        mix<decltype(constant)::value, false>(l, exist, w);
-        add(i, w);
-      }
-    });
-  }
-}
-
-// One item: every part of its channels, so that few of a neighbour's values are in registers at a time.
-template <typename T, int V, bool Grouped, bool Single>
-__device__ __forceinline__ void propagate(const ForwardInputs<T, V, Grouped>& in, int line, int place, int run,
-                                          int normalization, const Neighbours& exist, ForwardState<V, Single>& past,
-                                          Packed<T, V>& h) {
-  constexpr int width = Slots<V>::kWidth;
-  Mix shared{};
-  if (Grouped && line > 0) {
-    float l[3];
-    in.logits.get(0, l);
-    with_normalization(normalization,
-                       [&](auto constant) { mix<decltype(constant)::value, false>(l, exist, shared); });
-#pragma unroll
-    for (int d = 0; d < 3; d++) shared.p[d] *= shared.scale;
-    shared.scale = 1.f;
-  }
-#pragma unroll
-  for (int part = 0; part < Slots<V>::kParts; part++) {
-    float before[width], after[width], state[width];
-#pragma unroll
-    for (int i = 0; i < width; i++)
-      state[i] = in.lam.get(part * width + i) * in.x.get(part * width + i);
-    if (line > 0) {
-      past.read(line, place, run, part, before, after);
-      combine<T, V, Grouped>(in, part, normalization, exist, shared, before, past.here[part], after, state);
-    } else {
-      clear(after);
-    }
-    past.update(line, place, run, part, state, after);
-#pragma unroll
-    for (int i = 0; i < width; i++) h.set(part * width + i, state[i]);
-  }
-}
-
-// `Depth` items are in flight for each thread: the recurrence waits for memory, never memory for the recurrence.
-template <typename T, int V, bool Grouped, bool Single, int Depth>
+template <typename T, int V, bool Grouped, bool Single, int Normalization>
 __global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, Single))
     scan_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
   const int k = blockIdx.x % p.directions;
-  const Walk& walk = p.walks[k];
-  const Task<V> task(p, walk.lines, blockIdx.x / p.directions);
-  const int run = Single ? 1 : p.run;
-  const int lines = min(p.period, walk.lines);
-  const int own_lines = task.exists ? min(lines, walk.lines - task.first_line) : 0;
-  const float missing = missing_logit(p.normalization);
-
-  const int64_t image = task.image * p.pixels;
-  const int64_t lam_start = image * p.lam_stride + (k * p.channels + task.channel) * int64_t{sizeof(T)};
-  const int group = task.channel / (p.channels / p.groups);
-  const T* x = offset(tensors.x, image * p.x_stride) + task.channel;
-  const T* logits = offset(tensors.logits, image * p.logits_stride) + k * 3 * p.groups + group;
-  const auto lam_at = [&](int pixel) { return lam_start + static_cast<int64_t>(pixel) * p.lam_stride; };
-
-  using Inputs = ForwardInputs<T, V, Grouped>;
-  using Items = Cursor<Single, 1>;
-  const auto fetch = [&](const Items& item, Inputs& in) {
-    const int n = task.position + item.place;
-    if (item.line >= own_lines || n >= walk.length) return;
-    load_shared_input<T, V>(in.x, offset(x, static_cast<int64_t>(item.pixel) * p.x_stride));
-    load_once<T, V>(in.lam, offset(tensors.lam, lam_at(item.pixel)));
-    if (item.line > 0) {
-      const T* from = offset(logits, static_cast<int64_t>(item.pixel) * p.logits_stride);
-      in.logits.load(from, p.groups, n, walk.length, missing);
-    }
-  };
-
-  Items ahead(walk, task.first_line, task.position, 0, p.period), item = ahead;
-  Inputs ring[Depth + 1];
-#pragma unroll
-  for (int i = 0; i < Depth; i++) {
-    fetch(ahead, ring[i]);
-    ahead.advance(walk, run, p.period);
-  }
-  ForwardState<V, Single> past(run);
-  while (item.line < lines) {
-#pragma unroll
-    for (int i = 0; i <= Depth; i++) {
-      if (item.line >= lines) break;
-      const Inputs& in = ring[i];
-      fetch(ahead, ring[(i + Depth) % (Depth + 1)]);
-      ahead.advance(walk, run, p.period);
-      const int n = task.position + item.place;
-      if (item.line < own_lines && n < walk.length) {
-        Packed<T, V> rounded;
-        const Neighbours exist(n, walk.length);
-        propagate(in, item.line, item.place, run, p.normalization, exist, past, rounded);
-        store_packed<T, V>(offset(tensors.h, lam_at(item.pixel)), rounded);
-      }
-      if (item.place + 1 == run) __syncthreads();
-      item.advance(walk, run, p.period);
-    }
-  }
+  Forward<T, V, Grouped, Single, Normalization>(p, tensors, k, blockIdx.x / p.directions).scan();
 }
 
 }  // namespace gspn

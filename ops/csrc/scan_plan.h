@@ -22,14 +22,17 @@ struct ScanPlan {
   int lanes = 0;   // threads side by side along the channels
   int rows = 0;    // threads along a line
   int run = 0;     // positions of a line in each thread
+  int segments = 1;     // segments that a task walks over, one after the other
   bool tiled = false;   // backward: a block does all directions and keeps dx in shared memory
   int group_lanes = 1;  // backward: lanes whose logit gradients are summed by shuffles
   int parts = 1;        // backward: partial sums left for each logit's gradient
   int tile_offset = 0;    // backward: floats of shared memory before the sum of dx
+  int ring_offset = 0;    // floats of shared memory before the ring
   int shared_bytes = 0;
   int64_t blocks = 0;
 
   int threads() const { return lanes * rows; }
+  int warps() const { return (threads() + 31) / 32; }
   bool single() const { return run == 1; }
 };
 
@@ -57,8 +60,20 @@ constexpr int register_limit(bool backward, bool shares_groups, int access_bytes
   return !single && vector == 8 ? 128 : shares_groups ? 80 : 96;
 }
 
-// Items whose inputs a thread has in flight while it computes one.
-constexpr int prefetch_depth(bool backward, bool shares_groups) { return shares_groups && !backward ? 2 : 1; }
+// Items of a thread in its ring (scan_ring.cuh): the one that is computed, and those whose inputs are in flight.
+constexpr int kStages = 4, kInFlight = kStages - 1;
+
+// What one element, or V of them, take in a ring: words are the smallest unit of shared memory's bookkeeping.
+constexpr int slot_bytes(int access_bytes) { return std::max(access_bytes, 4); }
+
+// Of h[t-1] a backward thread at one position copies its own; one with a run copies both neighbours for itself too.
+constexpr int backward_copies_of_h(bool single) { return single ? 1 : 3; }
+
+// Bytes of one item of one thread in its ring.
+constexpr int item_bytes(bool backward, bool shares_groups, int element_bytes, int vector, bool single) {
+  const int fields = (backward ? 3 + backward_copies_of_h(single) : 2) + (shares_groups ? 0 : 3);
+  return fields * slot_bytes(element_bytes * vector) + (shares_groups ? 3 * 4 : 0);
+}
 
 // The registers of a backward thread hold 8 channels only if they share their logits and stay at one position.
 constexpr int widest_backward(bool shares_groups, bool single) { return shares_groups && single ? 8 : 4; }
@@ -72,18 +87,23 @@ inline bool vector_fits(const ScanShape& s, bool backward, bool single, int elem
   return alignment % (vector * element_bytes) == 0;
 }
 
-inline void complete_plan(const ScanShape& s, bool backward, ScanPlan& plan) {
+inline void complete_plan(const ScanShape& s, bool backward, int element_bytes, ScanPlan& plan) {
   const Extent extent(s);
   plan.rows = static_cast<int>((extent.length + plan.run - 1) / plan.run);
-  const int64_t segments = plan.tiled ? 1 : extent.segments;
-  const int64_t tiles = (s.batch * segments * (s.channels / plan.vector) + plan.lanes - 1) / plan.lanes;
+  if (plan.tiled) plan.segments = static_cast<int>(extent.segments);
+  const int64_t tasks = (extent.segments + plan.segments - 1) / plan.segments;
+  const int64_t tiles = (s.batch * tasks * (s.channels / plan.vector) + plan.lanes - 1) / plan.lanes;
   plan.blocks = plan.tiled ? tiles : tiles * s.directions;
   const int edges = backward || !plan.single() ? 4 : 2;
   const int64_t slots = edges + (plan.single() ? 0 : plan.run);
   int64_t floats = slots * plan.vector * plan.lanes * (plan.rows + 2);
   plan.tile_offset = static_cast<int>(floats);
   if (plan.tiled && s.directions > 1) floats += s.pixels() * plan.vector * plan.lanes;
-  plan.shared_bytes = static_cast<int>(std::min<int64_t>(floats * sizeof(float), INT32_MAX));
+  floats = (floats + 3) / 4 * 4;
+  plan.ring_offset = static_cast<int>(floats);
+  const int64_t ring = int64_t{plan.warps()} * 32 * kStages * item_bytes(backward, grouped(s), element_bytes, plan.vector,
+                                                                       plan.single());
+  plan.shared_bytes = static_cast<int>(std::min<int64_t>(floats * sizeof(float) + ring, INT32_MAX));
   const int64_t group_vectors = grouped(s) ? s.heads() / plan.vector : 1;
   while (plan.group_lanes * 2 <= std::min(plan.lanes, 32) && group_vectors % (plan.group_lanes * 2) == 0)
     plan.group_lanes *= 2;
@@ -120,7 +140,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
   const double per_channel = grouped(s) ? (backward ? 54 : 12) : (backward ? 110 : 45);
   const double instructions = 60 + (grouped(s) ? 45 : 0) + per_channel * plan.vector;
-  const double waiting = latency / prefetch_depth(backward, grouped(s));
+  const double waiting = latency / kInFlight;
   const double item = std::max(waiting, 2 * instructions / cycles_per_microsecond);
   const double alone = plan.run * item + barrier;
   const double state = plan.single() ? 1 : 1.05;  // a run's state is in shared memory, not in registers
@@ -152,7 +172,7 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
     plan.lanes = lanes;
     plan.run = static_cast<int>(run);
     plan.tiled = tiled;
-    complete_plan(s, backward, plan);
+    complete_plan(s, backward, element_bytes, plan);
     if (plan.threads() > kMaxThreads || plan.shared_bytes > device.shared_per_block) return;
     const double time = modelled_time(s, backward, element_bytes, device, plan);
     const double gain = vector < best.vector ? 0.9 : 0.97;

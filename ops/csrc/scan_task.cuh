@@ -1,7 +1,7 @@
 // Which part of the scan a CUDA thread does, and how it walks there.
 //
-// A block is (lanes, rows) threads. A lane is V neighbouring channels of one image, in one segment when the pass
-// restarts; the rows of a block share out the positions of a line, `run` positions each. So neighbouring threads
+// A block is (lanes, rows) threads. A lane is V neighbouring channels of one image, in some of its segments when the
+// pass restarts; the rows of a block share out the positions of a line, `run` positions each. So neighbouring threads
 // take neighbouring channels, every access is coalesced in every direction, and a step from line to line needs from
 // the other threads only the edges of their runs, through shared memory with one barrier.
 #pragma once
@@ -13,6 +13,10 @@ namespace gspn {
 // A direction's LineWalk, in the 32 bits that suffice for the pixels of one image.
 struct Walk {
   int lines, length, start, line_stride, position_stride;
+
+  __device__ __forceinline__ Walk in_registers() const {
+    return {in_register(lines), in_register(length), start, in_register(line_stride), in_register(position_stride)};
+  }
 };
 
 struct ScanParameters {
@@ -20,10 +24,11 @@ struct ScanParameters {
   int pixels, directions, channels, groups;
   int x_stride, lam_stride, logits_stride;  // bytes from pixel to pixel
   int period;       // lines from restart to restart; at least every direction's lines when there are no restarts
-  int normalization;
+  int task_lines;   // lines of a task: whole periods
   int run;          // positions of a line in one thread
   bool tiled;       // backward: a block does all directions and sums dx in shared memory
   int tile_offset;  // floats of shared memory before that sum
+  int ring_offset;  // floats of shared memory before the ring
   Walk walks[4];
 };
 
@@ -33,15 +38,15 @@ struct Task {
   int first_line, position, channel;
   bool exists;
 
-  // Lanes count channels fastest, then segments, then images. A tiled block walks over all segments itself.
+  // Lanes count channels fastest, then the tasks of a pass, then images.
   __device__ __forceinline__ Task(const ScanParameters& p, int lines, int64_t tile) {
     const int vectors = p.channels / V;
-    const int segments = p.tiled ? 1 : (lines + p.period - 1) / p.period;
+    const int tasks = (lines + p.task_lines - 1) / p.task_lines;
     const int64_t lane = tile * blockDim.x + threadIdx.x;
     const int64_t scan = lane / vectors;
     channel = static_cast<int>(lane - scan * vectors) * V;
-    image = scan / segments;
-    first_line = static_cast<int>(scan - image * segments) * p.period;
+    image = scan / tasks;
+    first_line = static_cast<int>(scan - image * tasks) * p.task_lines;
     position = threadIdx.y * p.run;
     exists = image < p.batch;
     if (!exists) image = 0;
@@ -52,23 +57,20 @@ struct Task {
 // from the first line on, -1 from the last line back.
 template <bool Single, int Step>
 struct Cursor {
-  int line, place, pixel;
-  int phase;  // lines since the restart: more than one segment is met by a tiled pass alone
+  int lines;    // counts down
+  int restart;  // `lines` at the line, this or one to come, where the pass starts anew
+  int place, pixel;
 
-  __device__ __forceinline__ Cursor(const Walk& walk, int first_line, int position, int start, int period)
-      : line(start),
-        place(0),
-        pixel(walk.start + (first_line + start) * walk.line_stride + position * walk.position_stride),
-        phase(start % period) {}
+  __device__ __forceinline__ Cursor(int first, int first_restart, int first_pixel)
+      : lines(first), restart(first_restart), place(0), pixel(first_pixel) {}
+
+  __device__ __forceinline__ bool restarts() const { return lines == restart; }
 
   __device__ __forceinline__ void advance(const Walk& walk, int run, int period) {
     if (Single || ++place == run) {
       place = 0;
-      line += Step;
-      if (Step > 0)
-        phase = phase + 1 == period ? 0 : phase + 1;
-      else
-        phase = (phase == 0 ? period : phase) - 1;
+      if (lines == restart) restart -= period;
+      lines--;
       pixel += Step * walk.line_stride - (Single ? 0 : (run - 1) * walk.position_stride);
     } else {
       pixel += walk.position_stride;
@@ -82,6 +84,24 @@ __device__ __forceinline__ T* offset(T* base, int64_t bytes) {
   return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + bytes);
 }
 
+// A pointer that follows a cursor. One position (Single) moves it by the same step each time; places of a run are found
+// from the pixel's number.
+template <typename T, bool Single>
+struct Pointer {
+  T* at;
+  int64_t step;  // Single: bytes
+
+  __device__ __forceinline__ Pointer(T* first, const Walk& walk, int direction, int pixel, int stride)
+      : at(Single ? at_pixel(first, pixel, stride) : first), step(int64_t{direction * walk.line_stride} * stride) {}
+
+  __device__ __forceinline__ T* get(int pixel, int stride) const { return Single ? at : at_pixel(at, pixel, stride); }
+
+  __device__ __forceinline__ void advance() {
+    if constexpr (Single) at = offset(at, step);
+  }
+};
+
+
 // Where a thread keeps float values for itself and its neighbours in shared memory: numbered slots of V floats, in
 // parts of 4 (of 1 when V = 1), laid out so that a warp's accesses to a part are contiguous.
 template <int V>
@@ -89,23 +109,23 @@ struct Slots {
   static constexpr int kWidth = V < 4 ? 1 : 4;
   static constexpr int kParts = V / kWidth;
   using Part = float[kWidth];
-  float* mine;
-  int part_stride;  // floats from part to part
-  int row_stride;   // floats to the same lane in the next row
+  Shared mine;
+  int part_stride;  // bytes from part to part
+  int row_stride;   // bytes to the same lane in the next row
 
   // Before the first row and after the last there is one more, which stays 0.
   __device__ __forceinline__ Slots() {
-    row_stride = blockDim.x * kWidth;
+    row_stride = blockDim.x * kWidth * 4;
     part_stride = row_stride * (blockDim.y + 2);
-    mine = shared_memory() + threadIdx.x * kWidth + (threadIdx.y + 1) * row_stride;
+    mine = shared_memory() + threadIdx.x * (kWidth * 4) + (threadIdx.y + 1) * row_stride;
   }
 
-  __device__ __forceinline__ float* at(int slot, int part) const { return mine + (slot * kParts + part) * part_stride; }
+  __device__ __forceinline__ Shared at(int slot, int part) const { return mine + (slot * kParts + part) * part_stride; }
 
   __device__ __forceinline__ void clear_all(int slots) const {
     Part zero = {};
     for (int i = 0; i < slots * kParts; i++) {
-      float* own = mine + i * part_stride;
+      const Shared own = mine + i * part_stride;
       write_shared<kWidth>(own, zero);
       if (threadIdx.y == 0) write_shared<kWidth>(own - row_stride, zero);
       if (threadIdx.y + 1 == blockDim.y) write_shared<kWidth>(own + row_stride, zero);
@@ -129,25 +149,68 @@ __device__ __forceinline__ void clear(float (&values)[N]) {
   for (int i = 0; i < N; i++) values[i] = 0.f;
 }
 
-// The logits of one position: V of each neighbour, or one of each when the V channels share a group. A neighbour that
-// does not exist, before the first position of a line or after its last, gets `missing`.
+// Where a thread finds its group's logits in the first place of its ring: 16 bits lie in either half of a word.
+template <typename T, int V, bool Single>
+struct WordLanes {
+  static constexpr bool kHalves = V > 1 && sizeof(T) == 2;
+  Shared words, outer, middle;  // outer: of the neighbours before and after, `groups` elements from the middle one
+  unsigned first, stride, flip;
+
+  // `from`: the first pixel's logit of the first neighbour. Single: items are `step` pixels apart, from `pixel` on.
+  __device__ __forceinline__ WordLanes(Shared lane, const T* from, int groups, int logits_stride, int pixel, int step)
+      : words(lane),
+        first(static_cast<unsigned>(reinterpret_cast<uintptr_t>(from))),
+        stride(logits_stride),
+        flip(logits_stride * step & 2) {
+    outer = words + half(pixel);
+    middle = outer ^ (groups * 2 & 2);
+  }
+
+  __device__ __forceinline__ unsigned half(int pixel) const { return kHalves ? (first + pixel * stride) & 2 : 0; }
+
+  __device__ __forceinline__ void move_to(int pixel) {
+    const unsigned between = outer ^ middle;
+    outer = Single ? outer ^ flip : words + half(pixel);
+    middle = Single ? middle ^ flip : outer ^ between;
+  }
+
+  __device__ __forceinline__ Shared get(int d) const { return !kHalves ? words : d == 1 ? middle : outer; }
+};
+
+// The logits of one position: V of each neighbour, or one of each when the V channels share a group.
 template <typename T, int V, bool Grouped>
 struct Logits {
   static constexpr int kCount = Grouped ? 1 : V;
+  static constexpr int kFields = Grouped ? 0 : 3, kWords = Grouped ? 3 : 0;  // of a ring's place
   Packed<T, kCount> raw[3];
 
-  __device__ __forceinline__ void load(const T* from, int groups, int n, int length, float missing) {
+  // Those of neighbours that do not exist, before the first position of a line or after its last, are 0 in the ring.
+  template <typename Ring, typename Pointer>
+  static __device__ __forceinline__ void stage(const Ring& ring, int first_field, const Pointer (&from)[3], int pixel,
+                                               int stride, int n, int length, bool exists, bool wanted) {
 #pragma unroll
     for (int d = 0; d < 3; d++) {
-      if (d == 0 ? n == 0 : d == 2 && n + 1 == length) {
-        raw[d].fill(missing);
-      } else if constexpr (Grouped) {
-        load_shared_input<T, kCount>(raw[d], from + static_cast<int64_t>(d) * groups);
-      } else {
-        load_once<T, kCount>(raw[d], from + static_cast<int64_t>(d) * groups);
-      }
+      const bool there = exists && (d == 0 ? n > 0 : d == 2 ? n + 1 < length : true);
+      if constexpr (Grouped)
+        ring.copy_word(d, from[d].get(pixel, stride), there, wanted);
+      else
+        ring.copy(first_field + d, from[d].get(pixel, stride), there, wanted);
     }
   }
+
+  template <typename Ring, typename Lanes>
+  __device__ __forceinline__ void read(const Ring& ring, int first_field, const Lanes& lanes) {
+#pragma unroll
+    for (int d = 0; d < 3; d++) {
+      if constexpr (Grouped)
+        ring.read_word(d, lanes.get(d), raw[d]);
+      else
+        ring.read(first_field + d, raw[d]);
+    }
+  }
+
+  // |l| < 28 for all, by a bound on their squares that leaves room for the rounding of a sum of halves.
+  __device__ __forceinline__ bool ordinary() const { return squares_below<T, kCount>(raw, 700.f); }
 
   __device__ __forceinline__ void get(int i, float (&l)[3]) const {
 #pragma unroll

@@ -1,26 +1,12 @@
 // From raw logits to weights and back: the maths of ../README.md for one position and one channel.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda_primitives.cuh"
 #include "scan_shape.h"
 
 namespace gspn {
-
-template <int Value>
-struct Constant {
-  static constexpr int value = Value;
-};
-
-// Calls `body` with the normalisation as a compile-time constant.
-template <typename Body>
-__device__ __forceinline__ void with_normalization(int normalization, Body&& body) {
-  if (normalization == kRowStochastic)
-    body(Constant<kRowStochastic>());
-  else if (normalization == kSigmoid)
-    body(Constant<kSigmoid>());
-  else
-    body(Constant<kNone>());
-}
 
 // Weights w_d = p_d scale of the three neighbours, and slope_d = 1 - sigmoid(l_d) for the gradient.
 struct Mix {
@@ -38,23 +24,31 @@ struct Neighbours {
 // p_d is the product of the other two a: one division for all three. The exponent is bounded by 2^40, so that no
 // product overflows; a weight is too large by 1e-12 then, at most. Finite for every finite logit: m - l_d is formed
 // before it is scaled, as the rounding of a large m alone would be an exponent of its own. NaN gives NaN.
-// A neighbour that does not exist comes as l_d = -infinity, and as 0 without normalisation; its h is 0, and with
-// slopes its w is too.
-template <int Normalization, bool WithSlope>
-__device__ __forceinline__ void mix(const float (&l)[3], const Neighbours& exist, Mix& out) {
+// `Ordinary`: every |l_d| is below 28. Then m = 0 does: three exponentials for four.
+// A neighbour that does not exist comes as l_d = 0, and its h is 0; with slopes its w is too, but not by sigmoid, where
+// nobody takes what it gets.
+template <int Normalization, bool WithSlope, bool Ordinary>
+__device__ __forceinline__ void mix(const float (&logits)[3], const Neighbours& exist, Mix& out) {
   constexpr float log2_e = 1.4426950408889634f;
   if constexpr (Normalization == kRowStochastic) {
-    const float m = fminf(0.f, fmaxf(fmaxf(l[0], l[2]), l[1]));
-    const float base = fast_exp2(m * log2_e);
     float e[3], a[3];
+    if constexpr (Ordinary) {
 #pragma unroll
-    for (int d = 0; d < 3; d++) {
-      e[d] = fast_exp2(min_or_nan((m - l[d]) * log2_e, 40.f));
-      a[d] = base + e[d];
+      for (int d = 0; d < 3; d++) e[d] = fast_exp2(logits[d] * -log2_e), a[d] = 1.f + e[d];
+    } else {
+      const float l[3] = {exist.before > 0.f ? logits[0] : -INFINITY, logits[1],
+                          exist.after > 0.f ? logits[2] : -INFINITY};
+      const float m = fminf(0.f, fmaxf(fmaxf(l[0], l[2]), l[1]));
+      const float base = fast_exp2(m * log2_e);
+#pragma unroll
+      for (int d = 0; d < 3; d++) {
+        e[d] = fast_exp2(min_or_nan((m - l[d]) * log2_e, 40.f));
+        a[d] = base + e[d];
+      }
     }
     out.p[0] = a[1] * a[2];
-    out.p[1] = a[0] * a[2];
-    out.p[2] = a[0] * a[1];
+    out.p[1] = Ordinary ? fmaf(e[0], a[2], a[2]) : a[0] * a[2];  // the same, and a[0] is not needed
+    out.p[2] = Ordinary ? fmaf(e[0], a[1], a[1]) : a[0] * a[1];
     out.scale = fast_reciprocal(fmaf(exist.after, out.p[2], fmaf(exist.before, out.p[0], out.p[1])));
     if constexpr (WithSlope) {
       const float all = fast_reciprocal(out.p[0] * a[0]);
@@ -68,11 +62,11 @@ __device__ __forceinline__ void mix(const float (&l)[3], const Neighbours& exist
 #pragma unroll
     for (int d = 0; d < 3; d++) {
       if constexpr (Normalization == kSigmoid) {
-        const float e = fast_exp2(min_or_nan(l[d] * -log2_e, 125.f));
+        const float e = fast_exp2(min_or_nan(logits[d] * -log2_e, 125.f));
         out.p[d] = fast_reciprocal(1.f + e);
         out.slope[d] = e * out.p[d];
       } else {
-        out.p[d] = l[d];
+        out.p[d] = logits[d];
         out.slope[d] = 1.f;
       }
     }
@@ -94,9 +88,13 @@ __device__ __forceinline__ void chain_rule(const float (&w)[3], const float (&sl
   }
 }
 
-// What stands for the logit of a neighbour that does not exist.
-__device__ __forceinline__ float missing_logit(int normalization) {
-  return normalization == kNone ? 0.f : -INFINITY;
+// Calls `body` with whether all of a warp's logits are ordinary, as a constant; all of its threads must come here.
+template <int Normalization, typename Body>
+__device__ __forceinline__ void with_ordinary(bool mine, Body&& body) {
+  if constexpr (Normalization == kRowStochastic) {
+    if (warp_all(mine)) return body(std::true_type());
+  }
+  body(std::false_type());
 }
 
 }  // namespace gspn

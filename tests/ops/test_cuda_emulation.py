@@ -60,18 +60,6 @@ def test_plans(library, plans, groups, segment):
     compare(library, Scan(2, 5, 8, 24, groups, segment=segment), torch.float32, *plans)
 
 
-@pytest.fixture(scope="module")
-def library_of_sm_80(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("emulation_of_sm_80")
-    return compile_emulation(folder, level="-O0", kernels=("scan",), registers=False)
-
-
-@pytest.mark.parametrize("plans", PLANS.values(), ids=PLANS.keys())
-@pytest.mark.parametrize("groups, segment", [(24, 0), (6, 3), (1, 0)])
-def test_plans_with_the_loop_of_sm_80(library_of_sm_80, plans, groups, segment):
-    compare(library_of_sm_80, Scan(2, 5, 8, 24, groups, segment=segment), torch.float32, *plans)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("groups", [32, 4, 1], ids="groups={}".format)
 @pytest.mark.parametrize("vector", [8, 4, 1], ids="vector={}".format)
@@ -156,40 +144,72 @@ def test_bit_equal_for_every_order_of_blocks_and_threads(library):
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
+ONLY_FLOAT = {"level": "-O0", "kernels": ("scan",), "dtypes": (torch.float32,)}
 BARRIERS = (
-    Mutation("scan_forward.cuh", "if (item.place + 1 == run) __syncthreads();", "", "shared memory"),
-    Mutation("scan_backward.cuh", "if (item.place + 1 == run()) __syncthreads();", "", "shared memory"),
+    Mutation("scan_forward.cuh", "    __syncthreads();\n    parity", "    parity", "shared memory"),
+    Mutation("scan_backward.cuh", "if (item.place == 0) __syncthreads();", "", "shared memory"),
 )
 INDICES = (
     Mutation(
         "scan_forward.cuh",
-        "slots.read(edge(line - 1, false), part, 1,",
-        "slots.read(edge(line - 1, false), part, 0,",
+        "slots.at(kFirst, part) + slots.row_stride + parity",
+        "slots.at(kFirst, part) + parity",
         "^h ",
     ),
-    Mutation("scan_backward.cuh", "past + walk.position_stride", "past", "^dlogits "),
+    Mutation("scan_backward.cuh", "ring.read_of(beside[1],", "ring.read_of(beside[0],", "^dlogits "),
 )
 BOUNDS = (
-    Mutation("scan_forward.cuh", "item.line < own_lines && n <", "n <", "every tensor|second write"),
     Mutation(
-        "scan_backward.cuh", "item.line < own_lines && position", "position", "every tensor|second write"
+        "scan_forward.cuh",
+        "task.exists && position < walk.length ? min(lines, walk.lines - first_line) : 0",
+        "min(lines, walk.lines - first_line)",
+        "every tensor|second write",
+    ),
+    Mutation("scan_backward.cuh", "item.lines <= own_lines &&", "", "every tensor|second write"),
+)
+NO_WAIT = (
+    Mutation("scan_forward.cuh", "wait_for_copies<kStages - 1>();", "", "before its copy has landed"),
+    Mutation("scan_backward.cuh", "wait_for_copies<kStages - 2>();", "", "before its copy has landed"),
+)
+GROUPS = (
+    Mutation("scan_forward.cuh", "copies<kStages - 1>", "copies<kStages>", "before its copy has landed"),
+    Mutation("scan_backward.cuh", "copies<kStages - 2>", "copies<kStages - 1>", "before its copy has landed"),
+)
+STAGES = (
+    Mutation("scan_forward.cuh", "i < kStages; i++", "i < kStages - 1; i++", "before its copy|before it is"),
+    Mutation(
+        "scan_backward.cuh", "i < kStages - 1; i++", "i < kStages - 2; i++", "before its copy|before it is"
     ),
 )
+PLACES = (
+    Mutation("scan_ring.cuh", "(kStages - 1) * kPlace ? 0", "kStages * kPlace ? 0", "memory|copy"),
+    Mutation("scan_ring.cuh", "(kStages - 1) * kPlace ? 0", "(kStages - 2) * kPlace ? 0", "memory|copy"),
+)
+MUTATIONS = {
+    "barrier": BARRIERS,
+    "index": INDICES,
+    "bounds": BOUNDS,
+    "no wait": NO_WAIT,
+    "group number": GROUPS,
+    "stage count": STAGES,
+    "a place too many": PLACES[:1] * 2,
+    "a place too few": PLACES[1:] * 2,
+}
 
 
-@pytest.mark.parametrize("mutations", [BARRIERS, INDICES, BOUNDS], ids=["barrier", "index", "bounds"])
+@pytest.mark.parametrize("mutations", MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_mutations_are_noticed(mutations, tmp_path):
-    library = compile_emulation(tmp_path, mutated(mutations), level="-O0", kernels=("scan",))
-    scan = Scan(2, 5, 4, 8, 8, segment=3)
+    library = compile_emulation(tmp_path, mutated(dict.fromkeys(mutations)), **ONLY_FLOAT)
+    scan = Scan(2, 5, 9, 8, 8, segment=3)
     inputs = scan.inputs(torch.float32)
     wide = widened(inputs)
     h = gspn_scan_reference(*wide, segment=scan.segment)
     wanted = torch.autograd.grad(h.sum(), wide)
     with pytest.raises(AssertionError, match=mutations[0].noticed):
-        assert_near(run_forward(library, scan, inputs), h, "h")
+        assert_near(run_forward(library, scan, inputs, Plan(4, 2, 1)), h, "h")
     stored = h.detach().float()
     with pytest.raises(AssertionError, match=mutations[1].noticed):
-        gradients = run_backward(library, scan, [torch.ones_like(stored), *inputs, stored])
+        gradients = run_backward(library, scan, [torch.ones_like(stored), *inputs, stored], Plan(4, 2, 1))
         for name, actual, expected in zip(("dx", "dlam", "dlogits"), gradients, wanted, strict=True):
             assert_near(actual, expected, name)
 
@@ -218,6 +238,16 @@ def compare_last_images(library, groups, plan):
         assert_near(actual, gradient, name)
 
 
+def test_copies_left_in_flight_between_directions_are_noticed(tmp_path):
+    mutation = Mutation("scan_backward.cuh", "wait_for_copies<0>();", "", "copy in flight")
+    library = compile_emulation(tmp_path, mutated([mutation]), **ONLY_FLOAT)
+    scan = Scan(1, 4, 4, 8, 8)
+    inputs = scan.inputs(torch.float32)
+    h = run_forward(library, scan, inputs)
+    with pytest.raises(AssertionError, match=mutation.noticed):
+        run_backward(library, scan, [h, *inputs, h], Plan(4, 2, 1, True))
+
+
 NARROW = (
     Mutation(
         "scan_forward.cuh", "const int64_t image = task.image", "const int image = task.image", "tensor"
@@ -225,7 +255,7 @@ NARROW = (
     Mutation(
         "scan_backward.cuh", "x_start = image * p.x_stride +", "x_start = int(image) * p.x_stride +", "tensor"
     ),
-    Mutation("scan_backward.cuh", "element * tensors.parts", "int(element) * tensors.parts", "tensor"),
+    Mutation("scan_backward.cuh", "(at - tensors.dlogits) *", "int(at - tensors.dlogits) *", "tensor"),
 )
 
 
@@ -235,7 +265,7 @@ NARROW = (
     ids=["forward", "backward", "scratch"],
 )
 def test_indices_of_32_bits_are_noticed(mutation, plan, tmp_path):
-    library = compile_emulation(tmp_path, mutated([mutation]), level="-O0", kernels=("scan",))
+    library = compile_emulation(tmp_path, mutated([mutation]), **(ONLY_FLOAT | {"dtypes": (torch.bfloat16,)}))
     with pytest.raises(AssertionError, match=mutation.noticed):
         compare_last_images(library, 1, plan)
 

@@ -26,7 +26,7 @@ ScanPlan plan_of(const ScanShape& s, bool backward, int element_bytes, int64_t a
   plan.lanes = wanted[1];
   plan.run = wanted[2];
   plan.tiled = wanted[3];
-  complete_plan(s, backward, plan);
+  complete_plan(s, backward, element_bytes, plan);
   return plan;
 }
 
@@ -103,6 +103,16 @@ void run(bool is_backward, const ScanShape& s, const ScanPlan& plan, int64_t fir
   is_backward ? backward<T>(s, plan, first_image, tensors) : forward<T>(s, plan, first_image, tensors);
 }
 
+// Compiled only if bit `Number` of GSPN_EMULATED_TYPES is set.
+template <typename T, int Number, typename... Arguments>
+void run_type(int dtype, const Arguments&... arguments) {
+  if (dtype != Number) return;
+  if constexpr (GSPN_EMULATED_TYPES >> Number & 1)
+    run<T>(arguments...);
+  else
+    throw std::invalid_argument("this type is not in the emulation that was built");
+}
+
 }  // namespace
 
 // Fills `out` with vector, lanes, rows, run, tiled, group_lanes, parts, shared_bytes, blocks.
@@ -125,9 +135,9 @@ extern "C" const char* emulate_scan(const int64_t* shape, int is_backward, int d
   const ScanPlan plan = plan_of(s, is_backward, dtype ? 2 : 4, alignment, {132, 227 * 1024}, wanted);
   reset(seed);
   try {
-    if (dtype == 0) run<float>(is_backward, s, plan, first_image, tensors);
-    if (dtype == 1) run<bfloat16>(is_backward, s, plan, first_image, tensors);
-    if (dtype == 2) run<float16>(is_backward, s, plan, first_image, tensors);
+    run_type<float, 0>(dtype, is_backward, s, plan, first_image, tensors);
+    run_type<bfloat16, 1>(dtype, is_backward, s, plan, first_image, tensors);
+    run_type<float16, 2>(dtype, is_backward, s, plan, first_image, tensors);
     result = finish();
   } catch (const std::invalid_argument& mistake) {
     result = mistake.what();

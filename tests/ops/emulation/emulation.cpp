@@ -3,6 +3,7 @@
 
 #include <ucontext.h>
 
+#include <deque>
 #include <memory>
 #include <random>
 
@@ -12,20 +13,30 @@ namespace gspn {
 namespace {
 
 constexpr int kStackBytes = 64 * 1024, kWarp = 32;
-enum class Wait { kNone, kBarrier, kShuffle, kDone };
+constexpr Shared kSharedBegin = 1024;  // its first address
+enum class Wait { kNone, kBarrier, kShuffle, kVote, kDone };
+
+struct Copy {
+  Shared to;
+  const void* from;  // null: zeros
+  int bytes;
+};
 
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   Dimensions index;
   Wait wait;
-  float value;  // offered to, then taken from, a shuffle
+  float value;  // offered to, then taken from, a shuffle or a vote
   int mask;
+  std::vector<Copy> started;              // of no group yet
+  std::deque<std::vector<Copy>> groups;   // that have not landed, the oldest first
 };
 
 struct SharedWord {
   int writer = -1, reader = -1;  // the last thread that did so in this epoch; -2: several readers
   int64_t write_epoch = -1, read_epoch = -1;
+  bool copying = false;
 };
 
 struct Region {
@@ -73,6 +84,8 @@ void start_threads(int lanes, int rows) {
     if (!thread.stack) thread.stack = std::make_unique<char[]>(kStackBytes);
     thread.index = {i % lanes, i / lanes};
     thread.wait = Wait::kNone;
+    thread.started.clear();
+    thread.groups.clear();
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.get();
     thread.context.uc_stack.ss_size = kStackBytes;
@@ -99,6 +112,14 @@ void swap_values(int begin) {
   }
 }
 
+// Tells a warp whether all of its threads said yes.
+void count_votes(int begin) {
+  const int end = std::min(begin + kWarp, count);
+  const bool all = std::all_of(threads.begin() + begin, threads.begin() + end,
+                               [](const Thread& thread) { return thread.value != 0; });
+  for (int i = begin; i < end; i++) threads[i].value = all, threads[i].wait = Wait::kNone;
+}
+
 void run_block(int lanes, int rows) {
   start_threads(lanes, rows);
   std::vector<int> order(count);
@@ -112,8 +133,11 @@ void run_block(int lanes, int rows) {
       progress = true;
       if (!error.empty()) return;
     }
-    for (int begin = 0; begin < count; begin += kWarp)
-      if (all_wait(begin, std::min(begin + kWarp, count), Wait::kShuffle)) swap_values(begin);
+    for (int begin = 0; begin < count; begin += kWarp) {
+      const int end = std::min(begin + kWarp, count);
+      if (all_wait(begin, end, Wait::kShuffle)) swap_values(begin);
+      if (all_wait(begin, end, Wait::kVote)) count_votes(begin);
+    }
     if (all_wait(0, count, Wait::kBarrier)) {
       epoch++;
       for (int i = 0; i < count; i++) threads[i].wait = Wait::kNone;
@@ -187,7 +211,14 @@ float exchange(float value, int mask) {
   return threads[me].value;
 }
 
-float* shared_memory() { return shared.data(); }
+bool vote(bool value) {
+  threads[current].value = value;
+  const int me = current;
+  yield(Wait::kVote);
+  return threads[me].value != 0;
+}
+
+Shared shared_memory() { return kSharedBegin; }
 
 void check_global(const void* address, int bytes, bool writes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) return fail("unaligned access", address);
@@ -208,26 +239,62 @@ void check_global(const void* address, int bytes, bool writes) {
   fail(writes ? "write outside of every tensor" : "read outside of every tensor", address);
 }
 
-void check_shared(const void* address, int bytes, bool writes) {
-  const int64_t first = static_cast<const float*>(address) - shared.data();
-  if (first < 0 || first + bytes / 4 > static_cast<int64_t>(shared.size()))
-    return fail("access outside of shared memory", address);
-  if (first * 4 % bytes != 0) return fail("unaligned access to shared memory", address);
-  for (int64_t i = first; i < first + bytes / 4; i++) {
-    SharedWord& word = words[i];
-    if (word.write_epoch == epoch && word.writer != current)
-      return fail("race after a write to shared memory", address);
-    if (writes) {
-      if (word.read_epoch == epoch && word.reader != current)
-        return fail("race after a read of shared memory", address);
-      word.writer = current;
-      word.write_epoch = epoch;
-    } else {
-      if (word.write_epoch < 0) return fail("shared memory read before it is written", address);
-      word.reader = word.read_epoch == epoch && word.reader != current ? -2 : current;
-      word.read_epoch = epoch;
-    }
+// A word of shared memory is used by the thread at hand; what is wrong with that, or null.
+static const char* use_word(SharedWord& word, bool writes) {
+  if (word.copying) return writes ? "write under a copy in flight" : "shared memory read before its copy has landed";
+  if (word.write_epoch == epoch && word.writer != current) return "race after a write to shared memory";
+  if (writes) {
+    if (word.read_epoch == epoch && word.reader != current) return "race after a read of shared memory";
+    word.writer = current;
+    word.write_epoch = epoch;
+  } else {
+    if (word.write_epoch < 0) return "shared memory read before it is written";
+    word.reader = word.read_epoch == epoch && word.reader != current ? -2 : current;
+    word.read_epoch = epoch;
   }
+  return nullptr;
+}
+
+char* use_shared(Shared address, int bytes, bool writes) {
+  static char nowhere[16];
+  const int64_t begin = int64_t{address} - kSharedBegin;
+  const char* wrong = nullptr;
+  if (begin < 0 || begin + bytes > static_cast<int64_t>(shared.size()) * 4) wrong = "access outside of shared memory";
+  if (!wrong && address % bytes != 0) wrong = "unaligned access to shared memory";
+  for (int64_t i = begin / 4; !wrong && i < (begin + bytes + 3) / 4; i++) wrong = use_word(words[i], writes);
+  if (!wrong) return reinterpret_cast<char*>(shared.data()) + begin;
+  fail(wrong, nullptr);
+  return nowhere;
+}
+
+void start_copy(Shared to, const void* from, int bytes, bool exists) {
+  if (exists) check_global(from, bytes, false);
+  char* target = use_shared(to, bytes, true);
+  if (bytes == 2) {  // no asynchronous copy is so small
+    exists ? std::memcpy(target, from, bytes) : std::memset(target, 0, bytes);
+    return;
+  }
+  std::memset(target, 0xff, bytes);  // NaN in every type
+  for (int64_t i = (to - kSharedBegin) / 4; i < (to - kSharedBegin + bytes) / 4; i++) words[i].copying = true;
+  threads[current].started.push_back({to, exists ? from : nullptr, bytes});
+}
+
+void commit_copies() {
+  threads[current].groups.push_back(std::move(threads[current].started));
+  threads[current].started.clear();
+}
+
+static void land(const Copy& copy) {
+  const int64_t begin = copy.to - kSharedBegin;
+  for (int64_t i = begin / 4; i < (begin + copy.bytes) / 4; i++) words[i].copying = false;
+  char* target = use_shared(copy.to, copy.bytes, true);
+  copy.from ? std::memcpy(target, copy.from, copy.bytes) : std::memset(target, 0, copy.bytes);
+}
+
+void wait_for_copies(int groups) {
+  auto& flying = threads[current].groups;
+  for (; static_cast<int>(flying.size()) > groups; flying.pop_front())
+    for (const Copy& copy : flying.front()) land(copy);
 }
 
 }  // namespace gspn

@@ -3,7 +3,9 @@
 // A block's threads are fibers, resumed in random order between barriers. Reported as errors: reading or writing
 // outside a tensor, an unaligned access, an element written twice or read before it is written, shared memory read
 // before it is written, two threads that meet in one word of shared memory without a barrier between them, and
-// threads that wait for one another at different places. Shared memory starts as NaN.
+// threads that wait for one another at different places. Shared memory starts as NaN. An asynchronous copy takes from
+// what it goes to all that was there, lands no sooner than its thread waits for its group, and is an error to read
+// before; that it has landed is known to other threads after a barrier.
 //
 // This file stands in for ops/csrc/cuda_primitives.cuh.
 #pragma once
@@ -28,16 +30,22 @@ extern Dimensions threadIdx, blockIdx, blockDim;
 
 namespace gspn {
 
-constexpr bool kHasRegisters = GSPN_HAS_REGISTERS;
 using std::fmaf;
 using std::min;
 
 void barrier();
 void fail(const char* what, const void* where);
 void check_global(const void* address, int bytes, bool writes);
-void check_shared(const void* address, int bytes, bool writes);
 float exchange(float value, int mask);
-float* shared_memory();
+bool vote(bool value);
+
+// An address in shared memory, in bytes.
+using Shared = uint32_t;
+Shared shared_memory();
+char* use_shared(Shared address, int bytes, bool writes);
+void start_copy(Shared to, const void* from, int bytes, bool exists);
+void commit_copies();
+void wait_for_copies(int groups);
 
 struct bfloat16 {
   uint16_t bits;
@@ -122,6 +130,41 @@ void store_packed(T* to, const Packed<T, V>& packed) {
   std::memcpy(to, packed.elements, sizeof(T) * V);
 }
 
+template <int Bytes>
+void start_copy(Shared to, const void* from, bool exists, bool wanted) {
+  if (wanted) start_copy(to, from, Bytes, exists);
+}
+
+template <int Groups>
+void wait_for_copies() {
+  wait_for_copies(Groups);
+}
+
+template <typename T, int V>
+void read_copy(Packed<T, V>& packed, Shared from) {
+  std::memcpy(packed.elements, use_shared(from, sizeof(T) * V, false), sizeof(T) * V);
+}
+
+template <typename T>
+T* at_pixel(T* base, int pixel, int stride) {
+  return reinterpret_cast<T*>(reinterpret_cast<intptr_t>(base) + int64_t{pixel} * stride);
+}
+
+inline int in_register(int value) { return value; }
+
+template <typename T, int V>
+bool squares_below(const Packed<T, V> (&packed)[3], float bound) {
+  float most = 0;  // of the sums that the hardware forms, elements of a pair side by side
+  for (int side = 0; side < (V > 1 ? 2 : 1); side++) {
+    float sum = 0;
+    for (int i = side; i < 3 * V; i += V > 1 ? 2 : 1) sum += packed[i / V].get(i % V) * packed[i / V].get(i % V);
+    most = most > sum || most != most ? most : sum;
+  }
+  return most < bound;
+}
+
+inline bool warp_all(bool condition) { return vote(condition); }
+
 inline float fast_exp2(float x) {
   const float result = std::exp2(x);
   return result < 0x1p-126f ? 0.f : result;
@@ -132,15 +175,13 @@ inline float fast_reciprocal(float x) { return 1.f / x; }
 inline float shuffle_xor(float value, int mask) { return exchange(value, mask); }
 
 template <int V>
-void read_shared(const float* from, float (&values)[V]) {
-  check_shared(from, 4 * V, false);
-  std::memcpy(values, from, 4 * V);
+void read_shared(Shared from, float (&values)[V]) {
+  std::memcpy(values, use_shared(from, 4 * V, false), 4 * V);
 }
 
 template <int V>
-void write_shared(float* to, const float (&values)[V]) {
-  check_shared(to, 4 * V, true);
-  std::memcpy(to, values, 4 * V);
+void write_shared(Shared to, const float (&values)[V]) {
+  std::memcpy(use_shared(to, 4 * V, true), values, 4 * V);
 }
 
 }  // namespace gspn
