@@ -15,7 +15,7 @@ _ENTRY = re.compile(
 )
 _NAME = re.compile(
     r"(scan_forward|scan_backward|sum_parts|merge_forward|merge_backward)_kernel"
-    r"I(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb(\d)ELb(\d)E)?"
+    r"I(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb(\d)ELb(\d)ELb(\d)E)?"
 )
 
 
@@ -28,6 +28,7 @@ class Kernel(NamedTuple):
     vector: int  # channels in a thread
     grouped: bool  # channels share logits
     single: bool  # one position in a thread
+    row_stochastic: bool  # not sigmoid or none
     registers: int
     spilled_bytes: int
     stack_bytes: int
@@ -46,7 +47,7 @@ def read_report(path: Path = REPORT) -> list[Kernel]:
         if not name:
             continue
         spilled = int(entry["stores"]) + int(entry["loads"])
-        template = (name[1], ELEMENTS[name[2]], int(name[3]), name[4] == "1", name[5] == "1")
+        template = (name[1], ELEMENTS[name[2]], int(name[3]), name[4] == "1", name[5] == "1", name[6] == "1")
         numbers = (int(entry["registers"]), spilled, int(entry["stack"]))
         kernels.append(Kernel(entry["architecture"], *template, *numbers))
     return kernels

@@ -45,13 +45,14 @@ def find_kernel(
         plan.vector,
         shape.groups != shape.channels,
         plan.run == 1,
+        True,
     )
-    return next(kernel for kernel in kernels if kernel[:6] == wanted)
+    return next(kernel for kernel in kernels if kernel[:7] == wanted)
 
 
 def loads_per_item(shape: Shape, dtype: torch.dtype, backward: bool, plan: Plan) -> int:
     """Bytes that a thread asks for at once: the inputs of one position."""
-    vectors = 2 + 4 * backward  # x, lam; and grad_h, three of h
+    vectors = 2 + backward * (2 if plan.run == 1 else 4)  # x, lam; and grad_h, its own h or three of them
     logits = 3 * (plan.vector if shape.groups == shape.channels else 1)
     return dtype.itemsize * (vectors * plan.vector + logits)
 
@@ -65,8 +66,8 @@ def predict(
     warps = -(-plan.threads // 32)
     blocks = min(kernel.resident_warps // warps, 228 * 1024 // (plan.shared_bytes + 1024), 32)
     resident = min(blocks, plan.blocks / PROCESSORS)
-    depth = 2 if shape.groups != shape.channels and not backward else 1
-    in_flight = resident * plan.threads * depth * loads_per_item(shape, dtype, backward, plan)
+    loads = loads_per_item(shape, dtype, backward, plan)
+    in_flight = resident * plan.threads * plan.items_in_flight * loads
     ideal = ideal_bytes(shape, dtype, backward)
     moved = ideal + scratch_bytes(shape, backward, plan)
     elements = shape.batch * shape.height * shape.width * shape.channels * 4

@@ -57,6 +57,8 @@ class Plan(NamedTuple):
     parts: int
     shared_bytes: int
     blocks: int
+    task_lines: int
+    items_in_flight: int
     modelled_microseconds: float
 
     @property
@@ -72,7 +74,7 @@ def plan_of(shape: Shape, dtype: torch.dtype, backward: bool, processors: int, s
     numbers = (ctypes.c_int64 * 12)(
         batch, height, width, len(DIRECTIONS), channels, groups, segment, 0, 0, 1, 2, 3
     )
-    out = (ctypes.c_int64 * 8)()
+    out = (ctypes.c_int64 * 10)()
     time = library.gspn_cuda_plan(numbers, int(backward), dtype.itemsize, processors, shared_per_block, out)
     return Plan(*out, time)
 

@@ -116,6 +116,10 @@ def architecture_flags(architectures: str) -> list[str]:
             raise BuildError(
                 f"TORCH_CUDA_ARCH_LIST has {item!r}: expected numbers such as {DEFAULT_ARCHITECTURES}"
             )
+        if int(match[1]) < 8:
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST has {item}: the kernels' asynchronous copies need 8.0 or later"
+            )
         number = match[1] + match[2] + match[3]
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match[4]:

@@ -28,6 +28,8 @@ void with_element_type(const torch::stable::Tensor& tensor, const char* name, Bo
 }
 
 inline cudaStream_t current_stream(int device) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                  "gspn: this torch is built without CUDA, and has no stream to run on");
   void* stream = nullptr;
   const AOTITorchError error = aoti_torch_get_current_cuda_stream(device, &stream);
   STD_TORCH_CHECK(error == 0, "gspn: torch has no current stream for device ", device);

@@ -6,6 +6,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 namespace gspn {
 
@@ -15,14 +18,27 @@ inline void check_cuda(cudaError_t error) {
   STD_TORCH_CHECK(false, "gspn: CUDA error ", static_cast<int>(error), ": ", cudaGetErrorString(error));
 }
 
+// Lets a kernel have all of the current device's shared memory, once: a number that changed from launch to launch could
+// be made too small by another thread between its setting and the launch.
+inline void allow_shared_memory(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0, most = 0;
+  check_cuda(cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> guard(mutex);
+  if (allowed.count({kernel, device})) return;
+  check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  allowed.insert({kernel, device});
+}
+
 struct StreamLaunch {
   cudaStream_t stream;
 
   template <typename Kernel, typename... Arguments>
   void operator()(Kernel kernel, int64_t blocks, int lanes, int rows, int shared_bytes, const Arguments&... arguments) {
     constexpr int without_opt_in = 48 * 1024;
-    if (shared_bytes > without_opt_in)
-      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    if (shared_bytes > without_opt_in) allow_shared_memory(reinterpret_cast<const void*>(kernel));
     kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(lanes, rows), shared_bytes, stream>>>(arguments...);
     check_cuda(cudaGetLastError());
   }

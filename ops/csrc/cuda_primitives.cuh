@@ -66,14 +66,14 @@ struct Packed {
 
   __device__ __forceinline__ void set(int i, float value) { round_to(elements[i], value); }
 
-  __device__ __forceinline__ void fill(float value) {
-    Packed<T, 4 / sizeof(T)> word;
-    for (int i = 0; i < 4 / static_cast<int>(sizeof(T)); i++) round_to(word.elements[i], value);
-    if constexpr (kWords > 0) {
+  __device__ __forceinline__ void set_all(const float (&values)[V]) {
+    if constexpr (std::is_same_v<T, bfloat16> && kWords > 0) {  // two in one instruction
 #pragma unroll
-      for (int i = 0; i < kWords; i++) words[i] = word.words[0];
+      for (int i = 0; i < kWords; i++)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
     } else {
-      elements[0] = word.elements[0];
+#pragma unroll
+      for (int i = 0; i < V; i++) set(i, values[i]);
     }
   }
 };
@@ -90,6 +90,12 @@ __device__ __forceinline__ T* at_pixel(T* base, int pixel, int stride) {
 __device__ __forceinline__ int in_register(int value) {
   asm("" : "+r"(value));
   return value;
+}
+
+template <typename T>
+__device__ __forceinline__ T* in_register(T* pointer) {
+  asm("" : "+l"(pointer));
+  return pointer;
 }
 
 // For what other threads read again soon: stays in the caches.

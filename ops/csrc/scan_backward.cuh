@@ -97,63 +97,65 @@ struct BackwardState {
 };
 
 // From g and h[t-1] to what goes to the line before, c_d = w_d g, and to dw (per group) or the logits (per channel).
-template <typename T, int V, bool Grouped, int Normalization>
+template <typename T, int V, bool Grouped, bool RowStochastic>
 struct LogitGradients {
   static constexpr int kCount = Grouped ? 1 : V, kWidth = Slots<V>::kWidth;
   float d[3][kCount];
   float w[3], slope[3];  // of the group, or of the channel at hand
 
   template <bool Ordinary>
-  __device__ __forceinline__ void load_weights(const Logits<T, V, Grouped>& logits, int v, const Neighbours& exist) {
+  __device__ __forceinline__ void load_weights(const Logits<T, V, Grouped>& logits, int v, const Neighbours& exist,
+                                               bool sigmoid) {
     float l[3];
     Mix made;
     logits.get(v, l);
-    mix<Normalization, true, Ordinary>(l, exist, made);
+    mix<RowStochastic, true, Ordinary>(l, exist, sigmoid, made);
 #pragma unroll
     for (int i = 0; i < 3; i++) w[i] = made.p[i] * made.scale, slope[i] = made.slope[i];
   }
 
   template <bool Ordinary>
-  __device__ __forceinline__ void begin(const Logits<T, V, Grouped>& logits, const Neighbours& exist) {
+  __device__ __forceinline__ void begin(const Logits<T, V, Grouped>& logits, const Neighbours& exist, bool sigmoid) {
 #pragma unroll
     for (int i = 0; i < 3; i++) clear(d[i]);
-    if constexpr (Grouped) load_weights<Ordinary>(logits, 0, exist);
+    if constexpr (Grouped) load_weights<Ordinary>(logits, 0, exist, sigmoid);
   }
 
   template <bool Ordinary, typename Inputs>
-  __device__ __forceinline__ void add_part(const Inputs& in, int part, const Neighbours& exist,
+  __device__ __forceinline__ void add_part(const Inputs& in, int part, const Neighbours& exist, bool sigmoid,
                                            const float (&g)[kWidth], float (&c)[3][kWidth]) {
 #pragma unroll
     for (int i = 0; i < kWidth; i++) {
       const int v = part * kWidth + i;
-      if constexpr (!Grouped) load_weights<Ordinary>(in.logits, v, exist);
-      float dw[3];
+      if constexpr (!Grouped) load_weights<Ordinary>(in.logits, v, exist, sigmoid);
 #pragma unroll
       for (int j = 0; j < 3; j++) {
         c[j][i] = w[j] * g[i];
-        dw[j] = g[i] * in.h[j].get(v);
-        if constexpr (Grouped) d[j][0] += dw[j];
+        if constexpr (Grouped) d[j][0] += g[i] * in.h[j].get(v);
       }
       if constexpr (!Grouped) {
-        chain_rule<Normalization>(w, slope, dw);
+        const float factor[3] = {c[0][i] * slope[0], c[1][i] * slope[1], c[2][i] * slope[2]};
+        const float h[3] = {in.h[0].get(v), in.h[1].get(v), in.h[2].get(v)};
+        float dl[3];
+        if constexpr (RowStochastic) chain_rule(w, factor, h, exist, dl);
 #pragma unroll
-        for (int j = 0; j < 3; j++) d[j][v] = dw[j];
+        for (int j = 0; j < 3; j++) d[j][v] = RowStochastic ? dl[j] : (sigmoid ? factor[j] : g[i]) * h[j];
       }
     }
   }
 
   // Sums a group over its lanes; every thread of a warp must come here.
-  __device__ __forceinline__ void finish(int group_lanes) {
+  __device__ __forceinline__ void finish(int group_lanes, const Neighbours& exist, bool sigmoid) {
     if constexpr (Grouped) {
-      float dw[3];
+      float dw[3] = {d[0][0], d[1][0], d[2][0]}, dl[3];
+      for (int lane = group_lanes >> 1; lane > 0; lane >>= 1) {
 #pragma unroll
-      for (int i = 0; i < 3; i++) {
-        dw[i] = d[i][0];
-        for (int lane = group_lanes / 2; lane > 0; lane /= 2) dw[i] += shuffle_xor(dw[i], lane);
+        for (int i = 0; i < 3; i++) dw[i] += shuffle_xor(dw[i], lane);
       }
-      chain_rule<Normalization>(w, slope, dw);
+      const float factor[3] = {w[0] * slope[0], w[1] * slope[1], w[2] * slope[2]};
+      if constexpr (RowStochastic) chain_rule(w, factor, dw, exist, dl);
 #pragma unroll
-      for (int i = 0; i < 3; i++) d[i][0] = dw[i];
+      for (int i = 0; i < 3; i++) d[i][0] = RowStochastic ? dl[i] : sigmoid ? factor[i] * dw[i] : dw[i];
     }
   }
 };
@@ -161,8 +163,7 @@ struct LogitGradients {
 template <typename T, int V>
 __device__ __forceinline__ void store_rounded(T* to, const float (&values)[V]) {
   Packed<T, V> rounded;
-#pragma unroll
-  for (int v = 0; v < V; v++) rounded.set(v, values[v]);
+  rounded.set_all(values);
   store_packed<T, V>(to, rounded);
 }
 
@@ -172,22 +173,6 @@ __device__ __forceinline__ void store_floats(float* to, const float (&values)[N]
 #pragma unroll
   for (int i = 0; i < N; i++) packed.set(i, values[i]);
   store_packed<float, N>(to, packed);
-}
-
-// Sums dx over the directions of a tiled block in shared memory; the last direction leaves with the sum in `values`.
-template <int V>
-__device__ __forceinline__ void sum_in_tile(Shared tile, int pixel, int part, int k, int directions,
-                                            typename Slots<V>::Part& values) {
-  constexpr int width = Slots<V>::kWidth;
-  if (directions == 1) return;
-  const Shared at = tile + ((pixel * Slots<V>::kParts + part) * blockDim.x + threadIdx.x) * (width * 4);
-  if (k > 0) {
-    float sum[width];
-    read_shared<width>(at, sum);
-#pragma unroll
-    for (int i = 0; i < width; i++) values[i] += sum[i];
-  }
-  if (k + 1 < directions) write_shared<width>(at, values);
 }
 
 // Where an item's inputs lie: grad_h, x and lam of its pixel, h of the pixels before it, its logits.
@@ -202,26 +187,60 @@ struct BackwardSource {
   }
 };
 
-// Where what comes of it goes, but dx.
+// Where a direction's dx goes: to its float32 part in memory, into the sum that a tiled block keeps in shared memory, or,
+// when it is the only direction or the last one of a tiled block, to the final dx.
 template <typename T, bool Single>
-struct BackwardTarget {
-  Pointer<T, Single> dlam, dlogits[3];
+struct DxTarget {
+  Pointer<char, Single> at;  // of the part, or of dx
+  Shared tile;               // this lane's sum at the pixel, or at the first pixel
+  int stride, tile_stride;   // bytes from pixel to pixel
+  int tile_step;             // Single: and from item to item
+  bool to_part, adds, keeps;
+
+  __device__ __forceinline__ Shared tile_at(int pixel) const { return Single ? tile : tile + pixel * tile_stride; }
 
   __device__ __forceinline__ void advance() {
-    dlam.advance();
+    at.advance();
+    if constexpr (Single) tile += tile_step;
+  }
+
+  // Adds what the directions before have left, and leaves the sum to the next.
+  template <int Width>
+  __device__ __forceinline__ void sum(int pixel, int part_bytes, float (&values)[Width]) const {
+    const Shared here = tile_at(pixel) + part_bytes;
+    if (adds) {
+      float before[Width];
+      read_shared<Width>(here, before);
+#pragma unroll
+      for (int i = 0; i < Width; i++) values[i] += before[i];
+    }
+    if (keeps) write_shared<Width>(here, values);
+  }
+};
+
+// Where what comes of an item goes.
+template <typename T, bool Single>
+struct BackwardTarget {
+  DxTarget<T, Single> dx;
+  Pointer<T, Single> dlam;
+  Pointer<char, Single> dlogits[3];  // or their parts
+  int logits_stride;
+
+  __device__ __forceinline__ void advance() {
+    dx.advance(), dlam.advance();
 #pragma unroll
     for (int d = 0; d < 3; d++) dlogits[d].advance();
   }
 };
 
-template <typename T, int V, bool Grouped, bool Single, int Normalization>
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
 struct Backward {
   using Inputs = BackwardInputs<T, V, Grouped, Single>;
   using Place = typename Inputs::Place;
   using Items = Cursor<Single, -1>;
   using State = BackwardState<V, Single>;
   using Words = WordLanes<T, V, Single>;
-  using Gradients = LogitGradients<T, V, Grouped, Normalization>;
+  using Gradients = LogitGradients<T, V, Grouped, RowStochastic>;
   static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts;
   const ScanParameters& p;
   const BackwardPointers<T>& tensors;
@@ -250,13 +269,14 @@ struct Backward {
 
   __device__ __forceinline__ int run() const { return Single ? 1 : p.run; }
 
+  // An item to come: there may be none.
   __device__ __forceinline__ bool exists(const Items& item) const {
     return item.lines > 0 && item.lines <= own_lines && (Single || position + item.place < walk.length);
   }
 
   __device__ __forceinline__ void stage(const Items& item, const BackwardSource<T, Single>& from,
                                         const Place& ring) const {
-    const bool there = exists(item), wanted = !item.restarts();
+    const bool there = exists(item), wanted = !(there && item.restarts());
     const int n = position + item.place;
     ring.copy(Inputs::kGradH, from.grad_h.get(item.pixel, p.lam_stride), there);
     ring.copy(Inputs::kX, from.x.get(item.pixel, p.x_stride), there);
@@ -266,52 +286,49 @@ struct Backward {
       ring.copy(Inputs::kH, h, there, wanted);
     } else {
       const int64_t beside = int64_t{walk.position_stride} * p.lam_stride;
-      ring.copy(Inputs::kH, offset(h, -beside), there && n > 0, wanted);
+      ring.copy(Inputs::kH, offset(h, n > 0 ? -beside : 0), there, wanted);
       ring.copy(Inputs::kH + 1, h, there, wanted);
-      ring.copy(Inputs::kH + 2, offset(h, beside), there && n + 1 < walk.length, wanted);
+      ring.copy(Inputs::kH + 2, offset(h, n + 1 < walk.length ? beside : 0), there, wanted);
     }
     Logits<T, V, Grouped>::stage(ring, Inputs::kLogits, from.logits, item.pixel, p.logits_stride, n, walk.length, there,
                                  wanted);
     commit_copies();
   }
 
-  __device__ __forceinline__ bool writes_dx() const {
-    return !tensors.dx_parts[0] && (!p.tiled || k + 1 == p.directions);
-  }
-
   // g, and from it dlam and dx.
-  __device__ __forceinline__ void receive(const Items& item, const Inputs& in, T* to_dlam, const State& state,
-                                          float (&g)[kParts][kWidth]) const {
-    const bool there = exists(item);
-    const int64_t x_at = x_start + static_cast<int64_t>(item.pixel) * p.x_stride;
-    Packed<T, V> dlam, dx;
+  __device__ __forceinline__ void receive(const Items& item, const Inputs& in, const BackwardTarget<T, Single>& to,
+                                          bool there, const State& state, float (&g)[kParts][kWidth]) const {
+    float dlam[V], dx[kParts][kWidth];
 #pragma unroll
     for (int part = 0; part < kParts; part++) {
-      float of_dx[kWidth];
       state.read_arriving(item.place, run(), part, g[part]);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) {
         const int v = part * kWidth + i;
         g[part][i] += in.grad_h.get(v);
-        dlam.set(v, g[part][i] * in.x.get(v));
-        of_dx[i] = g[part][i] * in.lam.get(v);
+        dlam[v] = g[part][i] * in.x.get(v);
+        dx[part][i] = g[part][i] * in.lam.get(v);
       }
-      if (there) add_dx(item.pixel, x_at, part, of_dx);
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) dx.set(part * kWidth + i, of_dx[i]);
     }
     if (!there) return;
-    store_packed<T, V>(to_dlam, dlam);
-    if (writes_dx()) store_packed<T, V>(offset(tensors.dx, x_at), dx);
+    store_rounded<T, V>(to.dlam.get(item.pixel, p.lam_stride), dlam);
+    store_dx(item, to.dx, dx);
   }
 
-  // Leaves in `values` what belongs to the final dx, if this direction is to write it.
-  __device__ __forceinline__ void add_dx(int pixel, int64_t x_at, int part, float (&values)[kWidth]) const {
-    if (tensors.dx_parts[0]) {
-      store_floats(offset(tensors.dx_parts[k] + part * kWidth, x_at * int64_t{sizeof(float) / sizeof(T)}), values);
-    } else {
-      sum_in_tile<V>(shared_memory() + p.tile_offset * 4, pixel, part, k, p.directions, values);
+  __device__ __forceinline__ void store_dx(const Items& item, const DxTarget<T, Single>& to,
+                                           float (&dx)[kParts][kWidth]) const {
+    char* at = to.at.get(item.pixel, to.stride);
+    float all[V];
+#pragma unroll
+    for (int part = 0; part < kParts; part++) {
+      if (to.to_part)
+        store_floats(reinterpret_cast<float*>(at) + part * kWidth, dx[part]);
+      else
+        to.sum(item.pixel, part * blockDim.x * (kWidth * 4), dx[part]);
+#pragma unroll
+      for (int i = 0; i < kWidth; i++) all[part * kWidth + i] = dx[part][i];
     }
+    if (!to.to_part && !to.keeps) store_rounded<T, V>(reinterpret_cast<T*>(at), all);
   }
 
   // A logit of a neighbour that does not exist has no gradient, not even a rounding error.
@@ -323,48 +340,44 @@ struct Backward {
     if (Grouped && part < 0) return;
 #pragma unroll
     for (int i = 0; i < 3; i++) {
-      T* at = to.dlogits[i].get(item.pixel, p.logits_stride);
-      if constexpr (Grouped) {
-        if (tensors.dlogits_parts) {
-          store_floats(tensors.dlogits_parts + (at - tensors.dlogits) * tensors.parts + part, gradients.d[i]);
-          continue;
-        }
-      }
-      store_rounded<T, Gradients::kCount>(at, gradients.d[i]);
+      char* at = to.dlogits[i].get(item.pixel, to.logits_stride);
+      if (Grouped && tensors.dlogits_parts)
+        store_floats(reinterpret_cast<float*>(at), gradients.d[i]);
+      else
+        store_rounded<T, Gradients::kCount>(reinterpret_cast<T*>(at), gradients.d[i]);
     }
   }
 
   // What goes to the line before, and the gradients of the logits.
   __device__ __forceinline__ void send(const Items& item, const Inputs& in, const float (&g)[kParts][kWidth],
-                                       State& state, Gradients& dlogits) const {
+                                       bool there, State& state, Gradients& dlogits) const {
     const Neighbours exist(position + item.place, walk.length);
-    const bool there = exists(item);
-    with_ordinary<Normalization>(in.logits.ordinary(), [&](auto ordinary) {
+    with_ordinary<RowStochastic>(in.logits.ordinary(), [&](auto ordinary) {
       constexpr bool kOrdinary = decltype(ordinary)::value;
-      dlogits.template begin<kOrdinary>(in.logits, exist);
+      dlogits.template begin<kOrdinary>(in.logits, exist, p.sigmoid);
 #pragma unroll
       for (int part = 0; part < kParts; part++) {
         float c[3][kWidth];
-        dlogits.template add_part<kOrdinary>(in, part, exist, g[part], c);
+        dlogits.template add_part<kOrdinary>(in, part, exist, p.sigmoid, g[part], c);
         if (there) state.send(item.place, run(), part, c);
       }
     });
-    dlogits.finish(tensors.group_lanes);
+    dlogits.finish(tensors.group_lanes, exist, p.sigmoid);
   }
 
   // The line before is another segment's last: nothing goes to it.
-  __device__ __forceinline__ void send_nothing(const Items& item, State& state, Gradients& dlogits) const {
+  __device__ __forceinline__ void send_nothing(const Items& item, bool there, State& state, Gradients& dlogits) const {
 #pragma unroll
     for (int i = 0; i < 3; i++) clear(dlogits.d[i]);
     float c[3][kWidth];
 #pragma unroll
     for (int i = 0; i < 3; i++) clear(c[i]);
-    if (!exists(item)) return;
+    if (!there) return;
 #pragma unroll
     for (int part = 0; part < kParts; part++) state.send(item.place, run(), part, c);
   }
 
-  // h[t-1] at n - 1, n, n + 1. What stands for a neighbour that does not exist reaches nothing that is stored.
+  // h[t-1] at n - 1, n, n + 1; that at n stands for a neighbour that does not exist.
   __device__ __forceinline__ void read_h(const Place& ring, const Shared (&beside)[2], Inputs& in) const {
     if constexpr (Single) {
       ring.read_of(beside[0], Inputs::kH, in.h[0]);
@@ -384,15 +397,16 @@ struct Backward {
     ring.read(Inputs::kGradH, in.grad_h);
     ring.read(Inputs::kX, in.x);
     ring.read(Inputs::kLam, in.lam);
-    receive(item, in, to.dlam.get(item.pixel, p.lam_stride), state, g);
+    const bool there = item.lines <= own_lines && (Single || position + item.place < walk.length);
+    receive(item, in, to, there, state, g);
     if (item.restarts()) {
-      send_nothing(item, state, dlogits);
+      send_nothing(item, there, state, dlogits);
     } else {
       read_h(ring, beside, in);
       in.logits.read(ring, Inputs::kLogits, words);
-      send(item, in, g, state, dlogits);
+      send(item, in, g, there, state, dlogits);
     }
-    if (exists(item)) store_dlogits(item, to, dlogits);
+    if (there) store_dlogits(item, to, dlogits);
     if (item.place + 1 == run()) state.end_line();
   }
 
@@ -410,8 +424,24 @@ struct Backward {
   }
 
   __device__ __forceinline__ BackwardTarget<T, Single> target() const {
-    const auto logits = [&](int d) { return follow(tensors.dlogits + d * p.groups, logits_start, p.logits_stride); };
-    return {follow(tensors.dlam, lam_start, p.lam_stride), {logits(0), logits(1), logits(2)}};
+    const bool to_parts = tensors.dlogits_parts;
+    const int scale = to_parts ? tensors.parts * (sizeof(float) / sizeof(T)) : 1, stride = p.logits_stride * scale;
+    char* first = to_parts ? reinterpret_cast<char*>(tensors.dlogits_parts + part) : reinterpret_cast<char*>(tensors.dlogits);
+    const auto logits = [&](int d) {
+      return follow(first, (logits_start + d * p.groups * int64_t{sizeof(T)}) * scale, stride);
+    };
+    return {dx_target(), follow(tensors.dlam, lam_start, p.lam_stride), {logits(0), logits(1), logits(2)}, stride};
+  }
+
+  __device__ __forceinline__ DxTarget<T, Single> dx_target() const {
+    // A thread without lines of its own has no dx: said here, the compiler keeps these flags in predicates.
+    const bool to_part = tensors.dx_parts[0], sums = p.tiled && p.directions > 1 && own_lines > 0;
+    const int scale = to_part ? sizeof(float) / sizeof(T) : 1, stride = p.x_stride * scale;
+    char* first = to_part ? reinterpret_cast<char*>(tensors.dx_parts[k]) : reinterpret_cast<char*>(tensors.dx);
+    const int tile_stride = blockDim.x * (V * 4);
+    const Shared tile = shared_memory() + p.tile_offset * 4 + threadIdx.x * (kWidth * 4);
+    return {follow(first, x_start * scale, stride), tile + (Single ? first_pixel * tile_stride : 0), stride, tile_stride,
+            -walk.line_stride * tile_stride, to_part, sums && k > 0, sums && k + 1 < p.directions};
   }
 
   // A barrier a line: behind it lie the copies of the line and what the line after has sent, and before it the last
@@ -453,13 +483,13 @@ struct Backward {
   }
 };
 
-template <typename T, int V, bool Grouped, bool Single, int Normalization>
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
 __global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V, Single))
     scan_backward_kernel(const __grid_constant__ ScanParameters p,
                          const __grid_constant__ BackwardPointers<T> tensors) {
   const int first = p.tiled ? 0 : blockIdx.x % p.directions, end = p.tiled ? p.directions : first + 1;
   const int tile = p.tiled ? blockIdx.x : blockIdx.x / p.directions;
-  for (int k = first; k < end; k++) Backward<T, V, Grouped, Single, Normalization>(p, tensors, k, tile).scan();
+  for (int k = first; k < end; k++) Backward<T, V, Grouped, Single, RowStochastic>(p, tensors, k, tile).scan();
 }
 
 }  // namespace gspn

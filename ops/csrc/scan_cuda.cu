@@ -114,7 +114,7 @@ STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
 
 // For benchmarks/: the plan and the modelled microseconds for a device that need not be present. `shape` is B, H, W, K,
 // C, G, segment, normalization and four directions; `plan` takes vector, lanes, rows, run, tiled, parts, shared bytes,
-// blocks.
+// blocks, lines of a task, items in flight.
 extern "C" __attribute__((visibility("default"))) double gspn_cuda_plan(const int64_t* shape, int backward,
                                                                         int element_bytes, int multiprocessors,
                                                                         int shared_per_block, int64_t* plan) {
@@ -124,7 +124,8 @@ extern "C" __attribute__((visibility("default"))) double gspn_cuda_plan(const in
   const gspn::DeviceLimits device{multiprocessors, shared_per_block};
   const gspn::ScanPlan made = gspn::make_plan(s, backward, element_bytes, 16, device);
   const int64_t numbers[] = {made.vector, made.lanes, made.rows,         made.run,
-                             made.tiled,  made.parts, made.shared_bytes, made.blocks};
-  for (int i = 0; i < 8; i++) plan[i] = numbers[i];
+                             made.tiled,  made.parts, made.shared_bytes, made.blocks,
+                             gspn::task_lines(s, made), gspn::kInFlight};
+  std::copy(std::begin(numbers), std::end(numbers), plan);
   return made.vector > 0 ? gspn::modelled_time(s, backward, element_bytes, device, made) : 0;
 }

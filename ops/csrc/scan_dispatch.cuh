@@ -21,8 +21,8 @@ inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan, in
   p.x_stride = static_cast<int>(s.channels * element_bytes);
   p.lam_stride = static_cast<int>(s.directions * s.channels * element_bytes);
   p.logits_stride = static_cast<int>(s.directions * 3 * s.groups * element_bytes);
-  p.task_lines = plan.tiled ? static_cast<int>(lines)
-                            : static_cast<int>(std::min<int64_t>(int64_t{p.period} * plan.segments, lines));
+  p.task_lines = static_cast<int>(task_lines(s, plan));
+  p.sigmoid = s.normalization == kSigmoid;
   p.run = plan.run;
   p.tiled = plan.tiled;
   p.tile_offset = plan.tile_offset;
@@ -35,19 +35,16 @@ inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan, in
   return p;
 }
 
-template <int Value>
+template <auto Value>
 struct Constant {
-  static constexpr int value = Value;
+  static constexpr auto value = Value;
 };
 
-// Calls `body` with the normalisation as a compile-time constant.
+// Calls `body` with whether the scan is row-stochastic, which has kernels of its own; sigmoid and none share theirs.
 template <typename Body>
 void with_normalization(int normalization, Body&& body) {
-  switch (normalization) {
-    case kRowStochastic: return body(Constant<kRowStochastic>());
-    case kSigmoid: return body(Constant<kSigmoid>());
-    default: return body(Constant<kNone>());
-  }
+  if (normalization == kRowStochastic) return body(Constant<true>());
+  body(Constant<false>());
 }
 
 // Calls `body` with the plan's vector as a compile-time constant, if an access of that width exists for T.
@@ -59,28 +56,28 @@ void with_vector(int vector, Body&& body) {
   body(Constant<1>());
 }
 
-template <typename T, bool Grouped, int Normalization, typename Launch>
+template <typename T, bool Grouped, bool RowStochastic, typename Launch>
 void forward_scan_of(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
   with_vector<T, 8>(plan.vector, [&](auto vector) {
     constexpr int V = decltype(vector)::value;
-    const auto kernel = plan.single() ? scan_forward_kernel<T, V, Grouped, true, Normalization>
-                                      : scan_forward_kernel<T, V, Grouped, false, Normalization>;
+    const auto kernel = plan.single() ? scan_forward_kernel<T, V, Grouped, true, RowStochastic>
+                                      : scan_forward_kernel<T, V, Grouped, false, RowStochastic>;
     launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   });
 }
 
-template <typename T, bool Grouped, int Normalization, typename Launch>
+template <typename T, bool Grouped, bool RowStochastic, typename Launch>
 void backward_scan_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
   const auto start = [&](auto kernel) {
     launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   };
   if (plan.single())
     with_vector<T, widest_backward(Grouped, true)>(plan.vector, [&](auto vector) {
-      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, true, Normalization>);
+      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, true, RowStochastic>);
     });
   else
     with_vector<T, widest_backward(Grouped, false)>(plan.vector, [&](auto vector) {
-      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, false, Normalization>);
+      start(scan_backward_kernel<T, decltype(vector)::value, Grouped, false, RowStochastic>);
     });
 }
 
@@ -95,11 +92,11 @@ void sum_parts(const float* parts, int64_t elements, int count, int64_t inner, i
 template <typename T, typename Launch>
 void forward_scan(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
   with_normalization(s.normalization, [&](auto normalization) {
-    constexpr int kNormalization = decltype(normalization)::value;
+    constexpr bool kRow = decltype(normalization)::value;
     if (grouped(s))
-      forward_scan_of<T, true, kNormalization>(s, plan, tensors, launch);
+      forward_scan_of<T, true, kRow>(s, plan, tensors, launch);
     else
-      forward_scan_of<T, false, kNormalization>(s, plan, tensors, launch);
+      forward_scan_of<T, false, kRow>(s, plan, tensors, launch);
   });
 }
 
@@ -113,11 +110,11 @@ void backward_scan(const ScanShape& s, const ScanPlan& plan, BackwardPointers<T>
   tensors.group_lanes = plan.group_lanes;
   tensors.parts = plan.parts;
   with_normalization(s.normalization, [&](auto normalization) {
-    constexpr int kNormalization = decltype(normalization)::value;
+    constexpr bool kRow = decltype(normalization)::value;
     if (grouped(s))
-      backward_scan_of<T, true, kNormalization>(s, plan, tensors, launch);
+      backward_scan_of<T, true, kRow>(s, plan, tensors, launch);
     else
-      backward_scan_of<T, false, kNormalization>(s, plan, tensors, launch);
+      backward_scan_of<T, false, kRow>(s, plan, tensors, launch);
   });
   if (dx_parts) sum_parts<T>(dx_parts, elements, static_cast<int>(s.directions), 1, elements, tensors.dx, launch);
   if (tensors.dlogits_parts)

@@ -58,7 +58,7 @@ struct ForwardState {
       read_shared<kWidth>(slots.at(kFirst, part) + slots.row_stride + parity, after[part]);
   }
 
-  // Shows the new state at n and steps to n + 1, whose old state is `after`; Single: `state` is `here`.
+  // Shows the new state at n, and steps to n + 1, whose old state is `after`.
   __device__ __forceinline__ void update(int place, int run, const Part (&state)[kParts]) {
 #pragma unroll
     for (int part = 0; part < kParts; part++) {
@@ -91,7 +91,7 @@ struct ForwardSource {
   }
 };
 
-template <typename T, int V, bool Grouped, bool Single, int Normalization>
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
 struct Forward {
   using Inputs = ForwardInputs<T, V, Grouped>;
   using Items = Cursor<Single, 1>;
@@ -125,7 +125,7 @@ struct Forward {
   __device__ __forceinline__ int run() const { return Single ? 1 : p.run; }
 
   __device__ __forceinline__ bool exists(const Items& item) const {
-    return item.lines > 0 && (Single || position + item.place < walk.length);
+    return item.lines > lines - own_lines && (Single || position + item.place < walk.length);
   }
 
   __device__ __forceinline__ void stage(const Items& item, const ForwardSource<T, Single>& from,
@@ -139,22 +139,21 @@ struct Forward {
     ring.advance();
   }
 
-  // state = lam x + the sum over d of w_d h_d for one part of the channels; `shared` are the weights of a group.
+  // The sum over d of w_d h_d for one part of the channels; `shared` are the weights of a group.
   template <bool Ordinary>
   __device__ __forceinline__ void combine(const Inputs& in, int part, const Neighbours& exist, const Mix& shared,
-                                          const float (&entering)[kWidth], const float (&before)[kWidth],
-                                          const float (&here)[kWidth], const float (&after)[kWidth],
-                                          float (&state)[kWidth]) const {
+                                          const float (&before)[kWidth], const float (&here)[kWidth],
+                                          const float (&after)[kWidth], float (&carried)[kWidth]) const {
 #pragma unroll
     for (int i = 0; i < kWidth; i++) {
       Mix own = shared;
       if constexpr (!Grouped) {
         float l[3];
         in.logits.get(part * kWidth + i, l);
-        mix<Normalization, false, Ordinary>(l, exist, own);
+        mix<RowStochastic, false, Ordinary>(l, exist, p.sigmoid, own);
       }
-      const float sum = own.p[0] * before[i] + own.p[1] * here[i] + own.p[2] * after[i];
-      state[i] = Grouped ? sum + entering[i] : fmaf(own.scale, sum, entering[i]);
+      carried[i] = own.p[0] * before[i] + own.p[1] * here[i] + own.p[2] * after[i];
+      if constexpr (!Grouped) carried[i] *= own.scale;
     }
   }
 
@@ -164,26 +163,24 @@ struct Forward {
     if constexpr (Grouped) {
       float l[3];
       in.logits.get(0, l);
-      mix<Normalization, false, Ordinary>(l, exist, shared);
+      mix<RowStochastic, false, Ordinary>(l, exist, p.sigmoid, shared);
 #pragma unroll
       for (int d = 0; d < 3; d++) shared.p[d] *= shared.scale;
     }
     return shared;
   }
 
-  // One item, part by part of its channels, so that few of a neighbour's values are in registers at a time.
-  __device__ __forceinline__ void propagate(const Items& item, const Inputs& in, const Values& entering,
-                                            State& past, Values& state) const {
+  // What the previous line brings, part by part of the channels, so that few of a neighbour's values are in registers.
+  __device__ __forceinline__ void propagate(const Items& item, const Inputs& in, State& past, Values& carried) const {
     const Neighbours exist(position + item.place, walk.length);
-    with_ordinary<Normalization>(in.logits.ordinary(), [&](auto ordinary) {
+    with_ordinary<RowStochastic>(in.logits.ordinary(), [&](auto ordinary) {
       constexpr bool kOrdinary = decltype(ordinary)::value;
       const Mix shared = group_weights<kOrdinary>(in, exist);
 #pragma unroll
       for (int part = 0; part < kParts; part++) {
         float before[kWidth];
         past.read(item.place, run(), part, before);
-        combine<kOrdinary>(in, part, exist, shared, entering[part], before, past.here[part], past.after[part],
-                           state[part]);
+        combine<kOrdinary>(in, part, exist, shared, before, past.here[part], past.after[part], carried[part]);
       }
     });
   }
@@ -191,41 +188,37 @@ struct Forward {
   __device__ __forceinline__ void step(const Items& item, const typename Inputs::Place& ring, const Words& words,
                                        T* to, State& past) const {
     Inputs in;
+    Values carried;
     wait_for_copies<kStages - 1>();
-    ring.read(Inputs::kX, in.x);
-    ring.read(Inputs::kLam, in.lam);
-    Values entering, computed;
-#pragma unroll
-    for (int v = 0; v < V; v++) entering[v / kWidth][v % kWidth] = in.lam.get(v) * in.x.get(v);
-    Values& state = select_state(past, computed);
     if (item.restarts()) {
 #pragma unroll
-      for (int v = 0; v < V; v++) state[v / kWidth][v % kWidth] = entering[v / kWidth][v % kWidth];
+      for (int part = 0; part < kParts; part++) clear(carried[part]);
     } else {
       in.logits.read(ring, Inputs::kLogits, words);
-      propagate(item, in, entering, past, state);
+      propagate(item, in, past, carried);
     }
-    if (exists(item)) {
-      Packed<T, V> rounded;
+    ring.read(Inputs::kX, in.x);
+    ring.read(Inputs::kLam, in.lam);
+    float state[V];
 #pragma unroll
-      for (int v = 0; v < V; v++) rounded.set(v, state[v / kWidth][v % kWidth]);
-      past.update(item.place, run(), state);
+    for (int v = 0; v < V; v++) {
+      state[v] = fmaf(in.lam.get(v), in.x.get(v), carried[v / kWidth][v % kWidth]);
+      carried[v / kWidth][v % kWidth] = state[v];
+      if constexpr (Single) past.here[v / kWidth][v % kWidth] = state[v];
+    }
+    Packed<T, V> rounded;
+    rounded.set_all(state);
+    if (exists(item)) {
+      past.update(item.place, run(), carried);
       store_packed<T, V>(to, rounded);
     }
     if (item.place + 1 == run()) past.end_line();
   }
 
-  // Single: the new state takes the place of the old one.
-  static __device__ __forceinline__ Values& select_state(State& past, Values& computed) {
-    if constexpr (Single)
-      return past.here;
-    else
-      return computed;
-  }
-
   // The recurrence waits for memory, never memory for the recurrence.
   __device__ __forceinline__ void scan() const {
-    Items item(own_lines, own_lines, walk.start + first_line * walk.line_stride + position * walk.position_stride);
+    const int period = in_register(p.period);
+    Items item(lines, lines, walk.start + first_line * walk.line_stride + position * walk.position_stride);
     Items ahead = item;
     const auto follow = [&](auto* first, int stride) {
       return Pointer<std::remove_pointer_t<decltype(first)>, Single>(first, walk, 1, item.pixel, stride);
@@ -238,7 +231,7 @@ struct Forward {
     Words words(ring.words, logits, p.groups, p.logits_stride, item.pixel, walk.line_stride);
     const auto stage_next = [&] {
       stage(ahead, source, ring);
-      ahead.advance(walk, run(), p.period);
+      ahead.advance(walk, run(), period);
       source.advance();
     };
 #pragma unroll
@@ -247,18 +240,18 @@ struct Forward {
     for (int steps = lines * run(); steps > 0; steps--) {
       step(item, ring, words, to.get(item.pixel, p.lam_stride), past);
       stage_next();
-      item.advance(walk, run(), p.period);
+      item.advance(walk, run(), period);
       to.advance();
       words.move_to(item.pixel);
     }
   }
 };
 
-template <typename T, int V, bool Grouped, bool Single, int Normalization>
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
 __global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, Single))
     scan_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
   const int k = blockIdx.x % p.directions;
-  Forward<T, V, Grouped, Single, Normalization>(p, tensors, k, blockIdx.x / p.directions).scan();
+  Forward<T, V, Grouped, Single, RowStochastic>(p, tensors, k, blockIdx.x / p.directions).scan();
 }
 
 }  // namespace gspn

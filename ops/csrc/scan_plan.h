@@ -56,7 +56,7 @@ inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 constexpr int register_limit(bool backward, bool shares_groups, int access_bytes, int vector, bool single) {
   if (vector == 1) return backward ? 80 : 64;
   if (backward) return access_bytes < 16 && single ? 96 : 128;
-  if (access_bytes < 16) return single || !shares_groups ? 64 : 80;
+  if (access_bytes < 16) return single ? 64 : 80;
   return !single && vector == 8 ? 128 : shares_groups ? 80 : 96;
 }
 
@@ -83,8 +83,18 @@ inline bool vector_fits(const ScanShape& s, bool backward, bool single, int elem
                         int vector) {
   if (vector * element_bytes > 16 || s.channels % vector != 0) return false;
   if (grouped(s) && s.heads() % vector != 0) return false;
+  // Groups' logits of 16 bits are copied by the aligned words that hold them, and all of the last word must be there.
+  const int64_t logits = s.batch * s.pixels() * s.directions * 3 * s.groups;
+  if (grouped(s) && element_bytes == 2 && vector > 1 && logits % 2 != 0) return false;
   if (backward && vector > widest_backward(grouped(s), single)) return false;
   return alignment % (vector * element_bytes) == 0;
+}
+
+// Lines of a task: whole segments.
+inline int64_t task_lines(const ScanShape& s, const ScanPlan& plan) {
+  const int64_t lines = Extent(s).lines;
+  if (plan.tiled || s.segment == 0) return lines;
+  return std::min(std::min(s.segment, lines) * plan.segments, lines);
 }
 
 inline void complete_plan(const ScanShape& s, bool backward, int element_bytes, ScanPlan& plan) {
@@ -113,15 +123,16 @@ inline void complete_plan(const ScanShape& s, bool backward, int element_bytes, 
 // Bytes that one channel of one position moves, x read from memory once and then from the cache.
 inline double bytes_per_element(const ScanShape& s, bool backward, int element_bytes, bool tiled) {
   const double directions = static_cast<double>(s.directions);
+  const double read = s.segment > 0 ? 1 - 1.0 / s.segment : 1;  // of the logits and of h: not where a pass starts anew
   const double logits = 3.0 * s.groups / s.channels * element_bytes;
-  if (!backward) return (1 / directions + 2) * element_bytes + logits;
+  if (!backward) return (1 / directions + 2) * element_bytes + read * logits;
   const double scratch = tiled || s.directions == 1 ? 0 : 8;
-  return (2 / directions + 4) * element_bytes + 2 * logits + scratch;
+  return (2 / directions + 3 + read) * element_bytes + (1 + read) * logits + scratch;
 }
 
 // Modelled time in microseconds of the scan on an H200; only ratios matter. Resident blocks move in waves, and a wave
 // takes for each line the longest of three times, smoothly: memory's, the instructions', and that of a single warp,
-// which waits for one latency per item in flight.
+// which waits for one latency per items in flight. Before its lines a block has its start: instructions, and one latency.
 inline double modelled_time(const ScanShape& s, bool backward, int element_bytes, const DeviceLimits& device,
                             const ScanPlan& plan) {
   constexpr double latency = 0.9, bytes_per_microsecond = 32e3, cycles_per_microsecond = 1755, barrier = 0.1;
@@ -138,11 +149,14 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   block_bytes *= plan.lanes * plan.vector * extent.length;
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
-  const double per_channel = grouped(s) ? (backward ? 54 : 12) : (backward ? 110 : 45);
-  const double instructions = 60 + (grouped(s) ? 45 : 0) + per_channel * plan.vector;
+  // As counted in the machine code (benchmarks/sass.py): forward 160 and 143, backward 395 and 394 for V = 4 and 8.
+  const double per_channel = grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26);
+  const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) + per_channel * plan.vector;
+  const double at_start = backward ? 800 : 500;
   const double waiting = latency / kInFlight;
   const double item = std::max(waiting, 2 * instructions / cycles_per_microsecond);
   const double alone = plan.run * item + barrier;
+  const double alone_at_start = latency + 2 * at_start / cycles_per_microsecond;
   const double state = plan.single() ? 1 : 1.05;  // a run's state is in shared memory, not in registers
   const auto wave = [&](int64_t blocks) {
     const double share = static_cast<double>(blocks) / device.multiprocessors;
@@ -153,9 +167,14 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   };
   const int64_t slots = int64_t{per_processor} * device.multiprocessors;
   const int64_t full = plan.blocks / slots, rest = plan.blocks % slots;
-  const int64_t passes = plan.tiled ? s.directions * extent.lines
-                                    : (s.segment > 0 ? std::min(s.segment, extent.lines) : extent.lines);
-  return state * passes * (full * wave(slots) + (rest > 0 ? wave(rest) : 0));
+  const auto start = [&](int64_t blocks) {
+    const double warps_there = std::ceil(static_cast<double>(blocks) / device.multiprocessors) * warps;
+    return std::max(alone_at_start, warps_there * at_start / (schedulers * cycles_per_microsecond));
+  };
+  const double scans = plan.tiled ? static_cast<double>(s.directions) : 1;
+  const double lines = static_cast<double>(task_lines(s, plan));
+  const auto together = [&](int64_t blocks) { return scans * (state * lines * wave(blocks) + start(blocks)); };
+  return full * together(slots) + (rest > 0 ? together(rest) : 0);
 }
 
 // The fastest plan by the model. Among near equals the first: wide accesses, few positions in a thread, wide pieces
@@ -164,14 +183,16 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
                           const DeviceLimits& device) {
   ScanPlan best;
   double best_time = 0;
-  const int64_t length = Extent(s).length;
-  const auto consider = [&](int vector, int lanes, int64_t run, bool tiled) {
+  const Extent extent(s);
+  const int64_t length = extent.length;
+  const auto consider = [&](int vector, int lanes, int64_t run, bool tiled, int64_t segments) {
     if (run > length || !vector_fits(s, backward, run == 1, element_bytes, alignment, vector)) return;
     ScanPlan plan;
     plan.vector = vector;
     plan.lanes = lanes;
     plan.run = static_cast<int>(run);
     plan.tiled = tiled;
+    plan.segments = static_cast<int>(segments);
     complete_plan(s, backward, element_bytes, plan);
     if (plan.threads() > kMaxThreads || plan.shared_bytes > device.shared_per_block) return;
     const double time = modelled_time(s, backward, element_bytes, device, plan);
@@ -185,8 +206,10 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
     for (int stretch = 1; stretch <= 4; stretch++)
       for (int lanes = 32; lanes >= 1; lanes /= 2) {
         const int64_t shortest = std::max<int64_t>(1, (length * lanes + kMaxThreads - 1) / kMaxThreads);
-        consider(vector, lanes, stretch * shortest, false);
-        if (backward && s.directions > 1) consider(vector, lanes, stretch * shortest, true);
+        // Long tasks first: what their start costs is shared by more lines.
+        for (int64_t parts = 1; parts == 1 || parts <= extent.segments; parts *= 2)
+          consider(vector, lanes, stretch * shortest, false, (extent.segments + parts - 1) / parts);
+        if (backward && s.directions > 1) consider(vector, lanes, stretch * shortest, true, extent.segments);
       }
   }
   return best;

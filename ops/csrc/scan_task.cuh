@@ -25,6 +25,7 @@ struct ScanParameters {
   int x_stride, lam_stride, logits_stride;  // bytes from pixel to pixel
   int period;       // lines from restart to restart; at least every direction's lines when there are no restarts
   int task_lines;   // lines of a task: whole periods
+  bool sigmoid;     // the normalisation, where it is not row-stochastic: sigmoid or none
   int run;          // positions of a line in one thread
   bool tiled;       // backward: a block does all directions and sums dx in shared memory
   int tile_offset;  // floats of shared memory before that sum
@@ -97,7 +98,7 @@ struct Pointer {
   __device__ __forceinline__ T* get(int pixel, int stride) const { return Single ? at : at_pixel(at, pixel, stride); }
 
   __device__ __forceinline__ void advance() {
-    if constexpr (Single) at = offset(at, step);
+    if constexpr (Single) at = in_register(offset(at, step));
   }
 };
 

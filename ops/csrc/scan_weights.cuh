@@ -25,12 +25,12 @@ struct Neighbours {
 // product overflows; a weight is too large by 1e-12 then, at most. Finite for every finite logit: m - l_d is formed
 // before it is scaled, as the rounding of a large m alone would be an exponent of its own. NaN gives NaN.
 // `Ordinary`: every |l_d| is below 28. Then m = 0 does: three exponentials for four.
-// A neighbour that does not exist comes as l_d = 0, and its h is 0; with slopes its w is too, but not by sigmoid, where
-// nobody takes what it gets.
-template <int Normalization, bool WithSlope, bool Ordinary>
-__device__ __forceinline__ void mix(const float (&logits)[3], const Neighbours& exist, Mix& out) {
+// A neighbour that does not exist comes as l_d = 0. It takes no share of the sum; its own w means nothing, and meets an
+// h of 0, or a difference that is 0.
+template <bool RowStochastic, bool WithSlope, bool Ordinary>
+__device__ __forceinline__ void mix(const float (&logits)[3], const Neighbours& exist, bool sigmoid, Mix& out) {
   constexpr float log2_e = 1.4426950408889634f;
-  if constexpr (Normalization == kRowStochastic) {
+  if constexpr (RowStochastic) {
     float e[3], a[3];
     if constexpr (Ordinary) {
 #pragma unroll
@@ -54,44 +54,34 @@ __device__ __forceinline__ void mix(const float (&logits)[3], const Neighbours& 
       const float all = fast_reciprocal(out.p[0] * a[0]);
 #pragma unroll
       for (int d = 0; d < 3; d++) out.slope[d] = e[d] * (out.p[d] * all);
-      out.p[0] *= exist.before;
-      out.p[2] *= exist.after;
     }
   } else {
     out.scale = 1.f;
 #pragma unroll
     for (int d = 0; d < 3; d++) {
-      if constexpr (Normalization == kSigmoid) {
-        const float e = fast_exp2(min_or_nan(logits[d] * -log2_e, 125.f));
-        out.p[d] = fast_reciprocal(1.f + e);
-        out.slope[d] = e * out.p[d];
-      } else {
-        out.p[d] = logits[d];
-        out.slope[d] = 1.f;
-      }
+      const float e = fast_exp2(min_or_nan(logits[d] * -log2_e, 125.f)), weight = fast_reciprocal(1.f + e);
+      out.p[d] = sigmoid ? weight : logits[d];
+      out.slope[d] = sigmoid ? e * weight : 1.f;
     }
   }
 }
 
-// dl_d = w_d (dw_d - sum w dw) (1 - sigmoid(l_d)), and its simpler kin. Linear in dw. As the weights sum to 1, what is
-// in brackets is a sum of w_d' (dw_d - dw_d'), which does not cancel when one weight is close to 1.
-template <int Normalization>
-__device__ __forceinline__ void chain_rule(const float (&w)[3], const float (&slope)[3], float (&dw)[3]) {
-  if constexpr (Normalization == kRowStochastic) {
-    const float d01 = dw[0] - dw[1], d02 = dw[0] - dw[2], d12 = dw[1] - dw[2];
-    dw[0] = w[0] * slope[0] * (w[1] * d01 + w[2] * d02);
-    dw[1] = w[1] * slope[1] * (w[2] * d12 - w[0] * d01);
-    dw[2] = -w[2] * slope[2] * (w[0] * d02 + w[1] * d12);
-  } else if constexpr (Normalization == kSigmoid) {
-#pragma unroll
-    for (int d = 0; d < 3; d++) dw[d] *= w[d] * slope[d];
-  }
+// Row-stochastic: dl_d = w_d (dw_d - sum w dw) (1 - sigmoid(l_d)). As the weights sum to 1, what is in the first
+// brackets is a sum of w_d' (dw_d - dw_d'), which does not cancel when one weight is close to 1. `factor` is w_d (1 -
+// sigmoid(l_d)) and `of` what differs from neighbour to neighbour, dw_d or h_d. One that does not exist has its `of`
+// from the middle: the only difference that it makes then is that to the neighbour opposite.
+__device__ __forceinline__ void chain_rule(const float (&w)[3], const float (&factor)[3], const float (&of)[3],
+                                           const Neighbours& exist, float (&dl)[3]) {
+  const float d01 = of[0] - of[1], d02 = (of[0] - of[2]) * (exist.before * exist.after), d12 = of[1] - of[2];
+  dl[0] = factor[0] * (w[1] * d01 + w[2] * d02);
+  dl[1] = factor[1] * (w[2] * d12 - w[0] * d01);
+  dl[2] = -factor[2] * (w[0] * d02 + w[1] * d12);
 }
 
 // Calls `body` with whether all of a warp's logits are ordinary, as a constant; all of its threads must come here.
-template <int Normalization, typename Body>
+template <bool RowStochastic, typename Body>
 __device__ __forceinline__ void with_ordinary(bool mine, Body&& body) {
-  if constexpr (Normalization == kRowStochastic) {
+  if constexpr (RowStochastic) {
     if (warp_all(mine)) return body(std::true_type());
   }
   body(std::false_type());

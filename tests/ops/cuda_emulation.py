@@ -47,6 +47,7 @@ class Plan(NamedTuple):
     lanes: int = 0
     run: int = 0
     tiled: bool = False
+    segments: int = 1  # of a task
 
 
 AS_PLANNED = Plan()
@@ -64,6 +65,7 @@ class PlanReport(NamedTuple):
     parts: int
     shared_bytes: int
     blocks: int
+    task_lines: int
 
     @property
     def threads(self) -> int:
@@ -132,8 +134,8 @@ def make_plan(
     plan: Plan = AS_PLANNED,
 ) -> PlanReport:
     """Return the plan of the op for a device, or `plan` completed."""
-    out = (ctypes.c_int64 * 9)()
-    wanted = (ctypes.c_int * 4)(*plan)
+    out = (ctypes.c_int64 * 10)()
+    wanted = (ctypes.c_int * 5)(*plan)
     limits = (ctypes.c_int64(alignment), multiprocessors, shared_per_block)
     library.plan_scan(scan.numbers(), int(backward), dtype.itemsize, *limits, wanted, out)
     return PlanReport(*out)
@@ -172,7 +174,7 @@ def run_backward(
 
 def _run(library, scan, backward, tensors, plan, seed, first_image):
     dtype = DTYPES.index(tensors[0].dtype)
-    wanted = (ctypes.c_int * 4)(*plan)
+    wanted = (ctypes.c_int * 5)(*plan)
     settings = (int(backward), dtype, ctypes.c_int64(16), wanted, ctypes.c_int64(first_image), seed)
     error = library.emulate_scan(scan.numbers(), *settings, _pointers(tensors))
     assert not error, error.decode()

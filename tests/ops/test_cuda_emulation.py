@@ -48,6 +48,8 @@ PLANS = {
     "runs of three, single channels": (Plan(1, 4, 3), Plan(1, 4, 3)),
     "a run as long as a line": (Plan(4, 2, 8), Plan(4, 2, 8)),
     "runs longer than lines": (Plan(4, 2, 11), Plan(4, 2, 11)),
+    "tasks of two segments": (Plan(4, 4, 1, False, 2), Plan(4, 4, 1, False, 2)),
+    "tasks of all segments, runs": (Plan(1, 8, 2, False, 9), Plan(4, 4, 3, False, 9)),
     "tiled": (Plan(4, 4, 1), Plan(4, 4, 1, True)),
     "tiled runs": (Plan(1, 4, 2), Plan(1, 4, 3, True)),
 }
@@ -58,6 +60,15 @@ PLANS = {
 @pytest.mark.parametrize("segment", [0, 3], ids="segment={}".format)
 def test_plans(library, plans, groups, segment):
     compare(library, Scan(2, 5, 8, 24, groups, segment=segment), torch.float32, *plans)
+
+
+@pytest.mark.parametrize("directions", [("left",), ("up", "right", "left")], ids=str)
+@pytest.mark.parametrize("groups", [2, 1], ids="groups={}".format)
+def test_logits_in_either_half_of_a_word(library, directions, groups):
+    """An odd number of logits a pixel: from pixel to pixel they change halves."""
+    for run in (1, 3):
+        scan = Scan(2, 5, 6, 16, groups, directions, segment=3)
+        compare(library, scan, torch.bfloat16, Plan(8, 2, run, False, 2), Plan(4, 2, run))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -255,7 +266,7 @@ NARROW = (
     Mutation(
         "scan_backward.cuh", "x_start = image * p.x_stride +", "x_start = int(image) * p.x_stride +", "tensor"
     ),
-    Mutation("scan_backward.cuh", "(at - tensors.dlogits) *", "int(at - tensors.dlogits) *", "tensor"),
+    Mutation("scan_backward.cuh", "(logits_start + d *", "int(logits_start + d *", "tensor"),
 )
 
 
@@ -282,6 +293,8 @@ def test_plan_takes_the_widest_access(library):
     assert report(library, Scan(64, 16, 16, 1152, 288)).vector == 4  # groups of 4 channels
     assert report(library, Scan(64, 16, 16, 1152, 1152), dtype=torch.float32).vector == 4
     assert report(library, Scan(2, 16, 16, 37, 37)).vector == 1
+    assert report(library, Scan(1, 5, 5, 64, 1, ("up",))).vector == 1  # 75 logits fill no whole words
+    assert report(library, Scan(2, 5, 5, 64, 1, ("up",))).vector == 8
 
 
 @pytest.mark.parametrize("channels, groups", [(1500, 1500), (900, 900), (1152, 72), (1152, 1)])

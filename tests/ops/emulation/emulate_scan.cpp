@@ -17,7 +17,7 @@ ScanShape shape_of(const int64_t* numbers) {
   return s;
 }
 
-// wanted: vector, lanes, run, tiled; all zero for the plan that the op would take.
+// wanted: vector, lanes, run, tiled, segments; all zero for the plan that the op would take.
 ScanPlan plan_of(const ScanShape& s, bool backward, int element_bytes, int64_t alignment, const DeviceLimits& device,
                  const int* wanted) {
   if (wanted[0] == 0) return make_plan(s, backward, element_bytes, alignment, device);
@@ -26,13 +26,15 @@ ScanPlan plan_of(const ScanShape& s, bool backward, int element_bytes, int64_t a
   plan.lanes = wanted[1];
   plan.run = wanted[2];
   plan.tiled = wanted[3];
+  plan.segments = wanted[4];
   complete_plan(s, backward, element_bytes, plan);
   return plan;
 }
 
 // The block that begins with `image`. All tensors begin there: those of images before it are not in memory.
 EmulatedLaunch launch_from(int64_t image, const ScanShape& s, const ScanPlan& plan) {
-  const int64_t lanes = image * (plan.tiled ? 1 : Extent(s).segments) * (s.channels / plan.vector);
+  const int64_t tasks = (Extent(s).segments + plan.segments - 1) / plan.segments;
+  const int64_t lanes = image * tasks * (s.channels / plan.vector);
   if (lanes % plan.lanes != 0) throw std::invalid_argument("the image does not begin a block");
   return {lanes / plan.lanes * (plan.tiled ? 1 : s.directions)};
 }
@@ -115,13 +117,13 @@ void run_type(int dtype, const Arguments&... arguments) {
 
 }  // namespace
 
-// Fills `out` with vector, lanes, rows, run, tiled, group_lanes, parts, shared_bytes, blocks.
+// Fills `out` with vector, lanes, rows, run, tiled, group_lanes, parts, shared_bytes, blocks, lines of a task.
 extern "C" void plan_scan(const int64_t* shape, int is_backward, int element_bytes, int64_t alignment,
                           int multiprocessors, int shared_per_block, const int* wanted, int64_t* out) {
   const ScanPlan plan = plan_of(shape_of(shape), is_backward, element_bytes, alignment,
                                 {multiprocessors, shared_per_block}, wanted);
   const int64_t numbers[] = {plan.vector, plan.lanes, plan.rows,         plan.run,   plan.tiled, plan.group_lanes,
-                             plan.parts,  plan.shared_bytes, plan.blocks};
+                             plan.parts,  plan.shared_bytes, plan.blocks, task_lines(shape_of(shape), plan)};
   std::copy(std::begin(numbers), std::end(numbers), out);
 }
 

@@ -108,6 +108,9 @@ struct Packed {
   }
   float get(int i) const { return to_float(elements[i]); }
   void set(int i, float value) { round_to(elements[i], value); }
+  void set_all(const float (&values)[V]) {
+    for (int i = 0; i < V; i++) set(i, values[i]);
+  }
   void fill(float value) {
     for (T& element : elements) round_to(element, value);
   }
@@ -150,7 +153,10 @@ T* at_pixel(T* base, int pixel, int stride) {
   return reinterpret_cast<T*>(reinterpret_cast<intptr_t>(base) + int64_t{pixel} * stride);
 }
 
-inline int in_register(int value) { return value; }
+template <typename T>
+T in_register(T value) {
+  return value;
+}
 
 template <typename T, int V>
 bool squares_below(const Packed<T, V> (&packed)[3], float bound) {
