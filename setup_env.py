@@ -24,7 +24,8 @@ STAMP = VENV / "installed"
 MARK = "made-by-setup"
 """A file in .venv that says that it may be made anew: what others made is theirs."""
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
-CUDA_COMPILER = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
+# cuobjdump and nvdisasm show the machine code to the tests (benchmarks/sass.py).
+CUDA_COMPILER = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl,cuobjdump,nvdisasm]"
 
 # Gigabytes to download and on the disk, rounded up from a measured installation (Linux, x86-64).
 SIZES = {"torch with CUDA": (2.9, 6.1), "the CUDA compiler": (0.2, 0.6), "torch for the CPU": (0.7, 2.2)}
@@ -100,7 +101,8 @@ def foreign() -> str | None:
 
 def fingerprint(cuda: bool) -> str:
     """Return what decides an installation."""
-    pins = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+    wanted = (ROOT / "requirements.txt").read_bytes() + CUDA_COMPILER.encode()
+    pins = hashlib.sha256(wanted).hexdigest()
     return f"{pins} cuda={int(cuda)}\n"
 
 

@@ -251,7 +251,7 @@ struct Backward {
   int64_t x_start, lam_start, logits_start;  // bytes of the first pixel
 
   __device__ __forceinline__ Backward(const ScanParameters& parameters, const BackwardPointers<T>& pointers,
-                                      int direction, int64_t tile)
+                                      int direction, unsigned tile)
       : p(parameters), tensors(pointers), k(direction), walk(parameters.walks[direction].in_registers()) {
     const Task<V> task(p, walk.lines, tile);
     position = task.position;

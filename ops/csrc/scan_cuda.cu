@@ -46,7 +46,7 @@ ScanPlan checked_plan(const ScanShape& s, bool backward, const Tensor& x, int64_
   const ScanPlan plan = make_plan(s, backward, static_cast<int>(x.element_size()), alignment, device);
   STD_TORCH_CHECK(plan.vector > 0, "gspn: lines of ", Extent(s).length,
                   " positions do not fit this GPU's shared memory (", device.shared_per_block, " bytes)");
-  STD_TORCH_CHECK(plan.blocks <= most, "gspn: the scan needs more than 2^31 - 1 blocks; split the batch");
+  STD_TORCH_CHECK(plan.blocks <= most / plan.lanes, "gspn: the scan needs more than 2^31 - 1 lanes; split the batch");
   return plan;
 }
 

@@ -106,7 +106,7 @@ struct Forward {
   T* h;
 
   __device__ __forceinline__ Forward(const ScanParameters& parameters, const ForwardPointers<T>& tensors, int k,
-                                     int64_t tile)
+                                     unsigned tile)
       : p(parameters), walk(parameters.walks[k].in_registers()) {
     const Task<V> task(p, walk.lines, tile);
     first_line = task.first_line;
@@ -250,8 +250,8 @@ struct Forward {
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
 __global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, Single))
     scan_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
-  const int k = blockIdx.x % p.directions;
-  Forward<T, V, Grouped, Single, RowStochastic>(p, tensors, k, blockIdx.x / p.directions).scan();
+  const unsigned block = blockIdx.x, directions = p.directions, tile = block / directions;
+  Forward<T, V, Grouped, Single, RowStochastic>(p, tensors, block - tile * directions, tile).scan();
 }
 
 }  // namespace gspn

@@ -57,7 +57,7 @@ constexpr int register_limit(bool backward, bool shares_groups, int access_bytes
   if (vector == 1) return backward ? 80 : 64;
   if (backward) return access_bytes < 16 && single ? 96 : 128;
   if (access_bytes < 16) return single ? 64 : 80;
-  return !single && vector == 8 ? 128 : shares_groups ? 80 : 96;
+  return shares_groups ? (single ? 64 : vector == 8 ? 128 : 80) : !single && vector == 8 ? 128 : 96;
 }
 
 // Items of a thread in its ring (scan_ring.cuh): the one that is computed, and those whose inputs are in flight.

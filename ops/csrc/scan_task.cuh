@@ -40,14 +40,13 @@ struct Task {
   bool exists;
 
   // Lanes count channels fastest, then the tasks of a pass, then images.
-  __device__ __forceinline__ Task(const ScanParameters& p, int lines, int64_t tile) {
-    const int vectors = p.channels / V;
-    const int tasks = (lines + p.task_lines - 1) / p.task_lines;
-    const int64_t lane = tile * blockDim.x + threadIdx.x;
-    const int64_t scan = lane / vectors;
+  __device__ __forceinline__ Task(const ScanParameters& p, int lines, unsigned tile) {
+    const unsigned vectors = p.channels / V;
+    const unsigned tasks = (lines + p.task_lines - 1) / p.task_lines;
+    const unsigned lane = tile * blockDim.x + threadIdx.x, scan = lane / vectors;
     channel = static_cast<int>(lane - scan * vectors) * V;
     image = scan / tasks;
-    first_line = static_cast<int>(scan - image * tasks) * p.task_lines;
+    first_line = static_cast<int>(scan % tasks) * p.task_lines;
     position = threadIdx.y * p.run;
     exists = image < p.batch;
     if (!exists) image = 0;

@@ -332,7 +332,27 @@ def test_plan_refuses_lines_that_no_block_holds(library):
 def test_plan_keeps_memory_busy_to_the_end(library, batch, side):
     """Hardly more scans than fit at once: the last wave of blocks must still have bytes enough in flight."""
     plan = report(library, Scan(batch, side, side, 1152, 72))
-    resident = 132 * (24 // (-(-plan.threads // 32)))  # at 80 registers
+    by_registers = 32 // (-(-plan.threads // 32))  # at 64 registers
+    resident = 132 * min(by_registers, 228 * 1024 // (plan.shared_bytes + 1024))
     last_wave = plan.blocks % resident or resident
     bytes_of_an_item = 2 * (2 * plan.vector + 3)
-    assert last_wave * plan.threads * 2 * bytes_of_an_item > 3e6  # 4.3 TB/s for 700 ns
+    assert last_wave * plan.threads * 3 * bytes_of_an_item > 3e6  # 4.3 TB/s for 700 ns
+
+
+@pytest.mark.parametrize("channels, groups", [(1500, 1500), (1152, 72)])
+@pytest.mark.parametrize("side, batch", [(16, 64), (32, 16), (64, 4)])
+@pytest.mark.parametrize("segment", [0, 2], ids="segment={}".format)
+def test_plan_has_40_kilobytes_in_flight_forward(library, channels, groups, side, batch, segment):
+    plan = report(library, Scan(batch, side, side, channels, groups, segment=segment))
+    by_registers = 32 // (-(-plan.threads // 32))
+    resident = min(by_registers, 228 * 1024 // (plan.shared_bytes + 1024), plan.blocks / 132)
+    logits = 3 * (plan.vector if groups == channels else 1)
+    assert resident * plan.threads * 3 * 2 * (2 * plan.vector + logits) >= 40 * 1024
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_plan_of_a_local_scan_has_long_tasks(library, backward):
+    """A block that does two lines does little else than to start."""
+    for side, batch in ((16, 64), (64, 4), (256, 1)):
+        plan = report(library, Scan(batch, side, side, 1500, 1500, segment=2), backward)
+        assert plan.tiled or plan.task_lines >= 16

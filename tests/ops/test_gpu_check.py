@@ -73,7 +73,8 @@ def test_outcomes_are_added_to_the_results(run, results, monkeypatch):
 
 def test_without_pytest_the_tests_are_skipped_and_the_rest_goes_on(run, monkeypatch):
     monkeypatch.setattr(gpu_check, "has_pytest", lambda: False)
-    assert gpu_check.steps(1, gpu_check.ROOT / "unused.json")["tests on the GPU"]() == gpu_check.NO_PYTEST
+    steps = gpu_check.steps(1, gpu_check.ROOT / "unused.json")
+    assert steps["tests of the operators"]() == gpu_check.NO_PYTEST
     status, done, said = run({"tests": gpu_check.NO_PYTEST, "benchmark": 0})
     assert status == 0 and done == ["tests", "benchmark"]
     assert re.search("tests .*skipped: pytest", said.out)
@@ -118,7 +119,25 @@ def test_a_python_without_the_models_packages_tests_the_operators(packages, test
     calls = []
     monkeypatch.setattr(gpu_check, "MODEL_PACKAGES", packages)
     monkeypatch.setattr(gpu_check, "call", lambda command, seconds: calls.append(command) or 0)
-    gpu_check.steps(1, gpu_check.ROOT / "unused.json")["tests on the GPU"]()
-    assert "tests/ops" in calls[0]
-    assert ("tests/models" in calls[0]) == ("tests/diffusion" in calls[0]) == tested
+    steps = gpu_check.steps(1, gpu_check.ROOT / "unused.json")
+    assert steps["tests of the operators"]() == 0 and "tests/ops" in calls[0]
+    assert steps["tests of the models"]() == (0 if tested else gpu_check.NO_MODELS)
+    assert [{"tests/models", "tests/diffusion"} <= set(command) for command in calls[1:]] == [True] * tested
     assert ("for want of no_such_package" in run({"build": 0})[2].out) != tested
+
+
+def test_no_step_takes_more_than_eight_minutes(monkeypatch):
+    limits = []
+    monkeypatch.setattr(gpu_check, "call", lambda command, seconds, **variables: limits.append(seconds) or 0)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name, path: "/sanitizer")
+    monkeypatch.setattr(gpu_check, "gpu_problem", lambda: None)
+    monkeypatch.setattr(gpu_check, "record", lambda outcomes, results: None)
+    assert gpu_check.main([]) == 0
+    assert len(limits) == 7 and max(limits) <= 480
+
+
+def test_outcomes_of_steps_alone_are_kept_side_by_side(run, results):
+    run({"build": 0, "benchmark": 3}, "--only", "build")
+    run({"build": 0, "benchmark": 3}, "--only", "benchmark")
+    outcomes = json.loads(results.read_text())["check"]["outcomes"]
+    assert outcomes["build"].startswith("passed") and outcomes["benchmark"].startswith("FAILED")
