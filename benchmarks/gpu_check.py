@@ -2,10 +2,11 @@
 
 Builds with the toolkit that is there, runs every test with the cuda parameter, compute-sanitizer (memcheck
 and racecheck) on small shapes where it is installed, then the benchmark; the outcome of each goes into the
-benchmark's results. No step takes more than eight minutes, and `--only` runs some of them: where a command may not
-take longer, `--only build`, then `--only "tests of the operators"` and so on; their outcomes are kept side by side.
-The library's own CUDA runtime needs a driver of its CUDA version: 580 or later when nvcc 13 built it. Needs a Python with torch >= 2.10; for the tests pytest, for the models einops, safetensors
-and yaml too. Exit status 0 when nothing failed, 1 when something did, 2 when there is no GPU.
+benchmark's results. No step takes more than eight minutes, and `--only` runs some of them: where no command may
+take longer, `--only build`, then `--only "tests of the operators"` and so on; outcomes are kept side by side until
+the next build. Needs a driver of the CUDA version that builds the library (580 or later for nvcc 13), and a Python
+with torch >= 2.10; for the tests pytest, for the models einops, safetensors and yaml too. Exit status 0 when
+nothing failed, 1 when something did, 2 when there is no GPU.
 """
 
 import argparse

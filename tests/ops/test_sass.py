@@ -13,11 +13,17 @@ from gspn_dit.errors import UserError
 LISTING = Path(__file__).parent / "data" / "listing.sass"
 PINNED = "13.2"  # the nvcc that torch's pinned version brings; another one counts differently
 
-try:
-    SKIPPED = "" if sass.tools() else ""
-except UserError as missing:
-    SKIPPED = str(missing)
-of_the_library = pytest.mark.skipif(bool(SKIPPED), reason=SKIPPED or "-")
+
+def missing() -> str:
+    """Why the library's machine code cannot be read; "" when it can."""
+    try:
+        sass.tools()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+of_the_library = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 
 
 @pytest.fixture(scope="module")
