@@ -1,6 +1,6 @@
 // The few operations that the kernels take from the hardware: packed loads and stores, asynchronous copies, votes,
-// conversions, exponential, reciprocal, shared memory. Free of torch. The host emulation of tests/ops/emulation replaces this file by its own
-// and compiles the kernels as they are.
+// conversions, exponential, reciprocal, shared memory. Free of torch. The host emulation of tests/ops/emulation replaces
+// this file by its own and compiles the kernels as they are.
 #pragma once
 
 #ifdef GSPN_HOST_EMULATION
@@ -145,8 +145,8 @@ __device__ __forceinline__ void store_packed(T* to, const Packed<T, V>& packed) 
   __stcs(reinterpret_cast<typename Packed<T, V>::Bits*>(to), packed.bits);
 }
 
-// If `wanted`, starts a copy of `Bytes` from global to shared memory, or of as many zeros without reading `from`; until a
-// wait for its group `to` holds nothing. Two bytes are copied at once: the hardware's asynchronous copies move 4, 8 or 16.
+// If `wanted`, starts a copy of `Bytes` from global to shared memory, or of as many zeros without reading `from`; until
+// a wait for its group `to` holds nothing. Two bytes are copied at once: the asynchronous copies move 4, 8 or 16.
 template <int Bytes>
 __device__ __forceinline__ void start_copy(Shared to, const void* from, bool exists, bool wanted) {
   const unsigned flag = exists, condition = wanted;

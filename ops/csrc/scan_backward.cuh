@@ -3,10 +3,10 @@
 // Sums that cross threads go through float32 scratch (or one block's shared memory) in a fixed order: no atomics.
 #pragma once
 
+#include "scan_backward_places.cuh"
+#include "scan_gradients.cuh"
 #include "scan_plan.h"
 #include "scan_ring.cuh"
-#include "scan_task.cuh"
-#include "scan_weights.cuh"
 
 namespace gspn {
 
@@ -27,210 +27,6 @@ struct BackwardInputs {
   using Place = Ring<T, V, kLogits + Logits<T, V, Grouped>::kFields, Logits<T, V, Grouped>::kWords>;
   Packed<T, V> grad_h, x, lam, h[3];
   Logits<T, V, Grouped> logits;
-};
-
-// What the line after sends back to this one: contributions c_d[n] = w_d g belong to n + d. Slots: for each parity of
-// the line those that leave the run at its first and at its last position, then the run (Single: in registers).
-template <int V, bool Single>
-struct BackwardState {
-  using Part = typename Slots<V>::Part;
-  static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts, kFirst = 0, kLast = 1, kRun = 4;
-  Slots<V> slots;
-  int parity, parities;  // bytes before the edges of the line after; of a line's and the next one's
-  Part pending[kParts];  // Single: c_0 of the line after; otherwise c_+1 of the place before
-
-  __device__ __forceinline__ explicit BackwardState(int run) : parity(0), parities(2 * kParts * slots.part_stride) {
-#pragma unroll
-    for (int part = 0; part < kParts; part++) clear(pending[part]);
-    slots.clear_all(Single ? kRun : kRun + run);
-  }
-
-  __device__ __forceinline__ void read_arriving(int place, int run, int part, Part& sum) const {
-    if constexpr (Single) {
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) sum[i] = pending[part][i];
-    } else {
-      slots.read(kRun + place, part, 0, sum);
-    }
-    if (Single || place == 0) add_edge(slots.at(kLast, part) - slots.row_stride, sum);
-    if (Single || place + 1 == run) add_edge(slots.at(kFirst, part) + slots.row_stride, sum);
-  }
-
-  __device__ __forceinline__ void add_edge(Shared edge, Part& sum) const {
-    Part arriving;
-    read_shared<kWidth>(edge + parity, arriving);
-#pragma unroll
-    for (int i = 0; i < kWidth; i++) sum[i] += arriving[i];
-  }
-
-  __device__ __forceinline__ void write_edge(int edge, int part, const Part& values) const {
-    write_shared<kWidth>(slots.at(edge, part) + (parities - parity), values);
-  }
-
-  __device__ __forceinline__ void send(int place, int run, int part, const Part (&c)[3]) {
-    if constexpr (Single) {
-      write_edge(kFirst, part, c[0]);
-      write_edge(kLast, part, c[2]);
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) pending[part][i] = c[1][i];
-    } else {
-      Part sum;
-      if (place == 0) {
-        write_edge(kFirst, part, c[0]);
-      } else {
-        slots.read(kRun + place - 1, part, 0, sum);
-#pragma unroll
-        for (int i = 0; i < kWidth; i++) sum[i] += c[0][i];
-        slots.write(kRun + place - 1, part, sum);
-      }
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) {
-        sum[i] = c[1][i] + (place == 0 ? 0.f : pending[part][i]);
-        pending[part][i] = c[2][i];
-      }
-      slots.write(kRun + place, part, sum);
-      if (place + 1 == run) write_edge(kLast, part, pending[part]);
-    }
-  }
-
-  __device__ __forceinline__ void end_line() { parity = parities - parity; }
-};
-
-// From g and h[t-1] to what goes to the line before, c_d = w_d g, and to dw (per group) or the logits (per channel).
-template <typename T, int V, bool Grouped, bool RowStochastic>
-struct LogitGradients {
-  static constexpr int kCount = Grouped ? 1 : V, kWidth = Slots<V>::kWidth;
-  float d[3][kCount];
-  float w[3], slope[3];  // of the group, or of the channel at hand
-
-  template <bool Ordinary>
-  __device__ __forceinline__ void load_weights(const Logits<T, V, Grouped>& logits, int v, const Neighbours& exist,
-                                               bool sigmoid) {
-    float l[3];
-    Mix made;
-    logits.get(v, l);
-    mix<RowStochastic, true, Ordinary>(l, exist, sigmoid, made);
-#pragma unroll
-    for (int i = 0; i < 3; i++) w[i] = made.p[i] * made.scale, slope[i] = made.slope[i];
-  }
-
-  template <bool Ordinary>
-  __device__ __forceinline__ void begin(const Logits<T, V, Grouped>& logits, const Neighbours& exist, bool sigmoid) {
-#pragma unroll
-    for (int i = 0; i < 3; i++) clear(d[i]);
-    if constexpr (Grouped) load_weights<Ordinary>(logits, 0, exist, sigmoid);
-  }
-
-  template <bool Ordinary, typename Inputs>
-  __device__ __forceinline__ void add_part(const Inputs& in, int part, const Neighbours& exist, bool sigmoid,
-                                           const float (&g)[kWidth], float (&c)[3][kWidth]) {
-#pragma unroll
-    for (int i = 0; i < kWidth; i++) {
-      const int v = part * kWidth + i;
-      if constexpr (!Grouped) load_weights<Ordinary>(in.logits, v, exist, sigmoid);
-#pragma unroll
-      for (int j = 0; j < 3; j++) {
-        c[j][i] = w[j] * g[i];
-        if constexpr (Grouped) d[j][0] += g[i] * in.h[j].get(v);
-      }
-      if constexpr (!Grouped) {
-        const float factor[3] = {c[0][i] * slope[0], c[1][i] * slope[1], c[2][i] * slope[2]};
-        const float h[3] = {in.h[0].get(v), in.h[1].get(v), in.h[2].get(v)};
-        float dl[3];
-        if constexpr (RowStochastic) chain_rule(w, factor, h, exist, dl);
-#pragma unroll
-        for (int j = 0; j < 3; j++) d[j][v] = RowStochastic ? dl[j] : (sigmoid ? factor[j] : g[i]) * h[j];
-      }
-    }
-  }
-
-  // Sums a group over its lanes; every thread of a warp must come here.
-  __device__ __forceinline__ void finish(int group_lanes, const Neighbours& exist, bool sigmoid) {
-    if constexpr (Grouped) {
-      float dw[3] = {d[0][0], d[1][0], d[2][0]}, dl[3];
-      for (int lane = group_lanes >> 1; lane > 0; lane >>= 1) {
-#pragma unroll
-        for (int i = 0; i < 3; i++) dw[i] += shuffle_xor(dw[i], lane);
-      }
-      const float factor[3] = {w[0] * slope[0], w[1] * slope[1], w[2] * slope[2]};
-      if constexpr (RowStochastic) chain_rule(w, factor, dw, exist, dl);
-#pragma unroll
-      for (int i = 0; i < 3; i++) d[i][0] = RowStochastic ? dl[i] : sigmoid ? factor[i] * dw[i] : dw[i];
-    }
-  }
-};
-
-template <typename T, int V>
-__device__ __forceinline__ void store_rounded(T* to, const float (&values)[V]) {
-  Packed<T, V> rounded;
-  rounded.set_all(values);
-  store_packed<T, V>(to, rounded);
-}
-
-template <int N>
-__device__ __forceinline__ void store_floats(float* to, const float (&values)[N]) {
-  Packed<float, N> packed;
-#pragma unroll
-  for (int i = 0; i < N; i++) packed.set(i, values[i]);
-  store_packed<float, N>(to, packed);
-}
-
-// Where an item's inputs lie: grad_h, x and lam of its pixel, h of the pixels before it, its logits.
-template <typename T, bool Single>
-struct BackwardSource {
-  Pointer<const T, Single> grad_h, x, lam, h, logits[3];
-
-  __device__ __forceinline__ void advance() {
-    grad_h.advance(), x.advance(), lam.advance(), h.advance();
-#pragma unroll
-    for (int d = 0; d < 3; d++) logits[d].advance();
-  }
-};
-
-// Where a direction's dx goes: to its float32 part in memory, into the sum that a tiled block keeps in shared memory, or,
-// when it is the only direction or the last one of a tiled block, to the final dx.
-template <typename T, bool Single>
-struct DxTarget {
-  Pointer<char, Single> at;  // of the part, or of dx
-  Shared tile;               // this lane's sum at the pixel, or at the first pixel
-  int stride, tile_stride;   // bytes from pixel to pixel
-  int tile_step;             // Single: and from item to item
-  bool to_part, adds, keeps;
-
-  __device__ __forceinline__ Shared tile_at(int pixel) const { return Single ? tile : tile + pixel * tile_stride; }
-
-  __device__ __forceinline__ void advance() {
-    at.advance();
-    if constexpr (Single) tile += tile_step;
-  }
-
-  // Adds what the directions before have left, and leaves the sum to the next.
-  template <int Width>
-  __device__ __forceinline__ void sum(int pixel, int part_bytes, float (&values)[Width]) const {
-    const Shared here = tile_at(pixel) + part_bytes;
-    if (adds) {
-      float before[Width];
-      read_shared<Width>(here, before);
-#pragma unroll
-      for (int i = 0; i < Width; i++) values[i] += before[i];
-    }
-    if (keeps) write_shared<Width>(here, values);
-  }
-};
-
-// Where what comes of an item goes.
-template <typename T, bool Single>
-struct BackwardTarget {
-  DxTarget<T, Single> dx;
-  Pointer<T, Single> dlam;
-  Pointer<char, Single> dlogits[3];  // or their parts
-  int logits_stride;
-
-  __device__ __forceinline__ void advance() {
-    dx.advance(), dlam.advance();
-#pragma unroll
-    for (int d = 0; d < 3; d++) dlogits[d].advance();
-  }
 };
 
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
@@ -426,7 +222,8 @@ struct Backward {
   __device__ __forceinline__ BackwardTarget<T, Single> target() const {
     const bool to_parts = tensors.dlogits_parts;
     const int scale = to_parts ? tensors.parts * (sizeof(float) / sizeof(T)) : 1, stride = p.logits_stride * scale;
-    char* first = to_parts ? reinterpret_cast<char*>(tensors.dlogits_parts + part) : reinterpret_cast<char*>(tensors.dlogits);
+    char* first = reinterpret_cast<char*>(tensors.dlogits);
+    if (to_parts) first = reinterpret_cast<char*>(tensors.dlogits_parts + part);
     const auto logits = [&](int d) {
       return follow(first, (logits_start + d * p.groups * int64_t{sizeof(T)}) * scale, stride);
     };
@@ -440,8 +237,14 @@ struct Backward {
     char* first = to_part ? reinterpret_cast<char*>(tensors.dx_parts[k]) : reinterpret_cast<char*>(tensors.dx);
     const int tile_stride = blockDim.x * (V * 4);
     const Shared tile = shared_memory() + p.tile_offset * 4 + threadIdx.x * (kWidth * 4);
-    return {follow(first, x_start * scale, stride), tile + (Single ? first_pixel * tile_stride : 0), stride, tile_stride,
-            -walk.line_stride * tile_stride, to_part, sums && k > 0, sums && k + 1 < p.directions};
+    return {follow(first, x_start * scale, stride),
+            tile + (Single ? first_pixel * tile_stride : 0),
+            stride,
+            tile_stride,
+            -walk.line_stride * tile_stride,
+            to_part,
+            sums && k > 0,
+            sums && k + 1 < p.directions};
   }
 
   // A barrier a line: behind it lie the copies of the line and what the line after has sent, and before it the last

@@ -111,8 +111,8 @@ inline void complete_plan(const ScanShape& s, bool backward, int element_bytes, 
   if (plan.tiled && s.directions > 1) floats += s.pixels() * plan.vector * plan.lanes;
   floats = (floats + 3) / 4 * 4;
   plan.ring_offset = static_cast<int>(floats);
-  const int64_t ring = int64_t{plan.warps()} * 32 * kStages * item_bytes(backward, grouped(s), element_bytes, plan.vector,
-                                                                       plan.single());
+  const int item = item_bytes(backward, grouped(s), element_bytes, plan.vector, plan.single());
+  const int64_t ring = int64_t{plan.warps()} * 32 * kStages * item;
   plan.shared_bytes = static_cast<int>(std::min<int64_t>(floats * sizeof(float) + ring, INT32_MAX));
   const int64_t group_vectors = grouped(s) ? s.heads() / plan.vector : 1;
   while (plan.group_lanes * 2 <= std::min(plan.lanes, 32) && group_vectors % (plan.group_lanes * 2) == 0)
@@ -132,7 +132,7 @@ inline double bytes_per_element(const ScanShape& s, bool backward, int element_b
 
 // Modelled time in microseconds of the scan on an H200; only ratios matter. Resident blocks move in waves, and a wave
 // takes for each line the longest of three times, smoothly: memory's, the instructions', and that of a single warp,
-// which waits for one latency per items in flight. Before its lines a block has its start: instructions, and one latency.
+// which waits for one latency per items in flight. Before its lines a block has its start: instructions, and a latency.
 inline double modelled_time(const ScanShape& s, bool backward, int element_bytes, const DeviceLimits& device,
                             const ScanPlan& plan) {
   constexpr double latency = 0.9, bytes_per_microsecond = 32e3, cycles_per_microsecond = 1755, barrier = 0.1;
