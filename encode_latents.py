@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gspn_dit.errors import ArgumentParser, UserError, run
-from gspn_dit.outputs import refuse_inputs
+from gspn_dit.files import refuse_inputs
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gspn_dit.latents.autoencoder import create_autoencoder
     from gspn_dit.latents.encoding import Encoder
     from gspn_dit.latents.store import LatentStore
-    from gspn_dit.launcher import check_launcher
+    from gspn_dit.processes import check_launcher
 
     check_launcher()
     images = list_images(arguments.images)

@@ -9,7 +9,7 @@ from pathlib import Path
 from gspn_dit import errors
 from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
-from gspn_dit.outputs import refuse_inputs
+from gspn_dit.files import refuse_inputs
 from gspn_dit.signals import noting
 
 RESULTS = Path(__file__).parent / "results"
@@ -112,6 +112,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def refuse_outputs(arguments: argparse.Namespace) -> None:
     """Raise `UserError` where something that is read would be written over, or two outputs are one file."""
+    # Speed: see `main`.
     from gspn_dit.evaluation.runs import inputs_of
 
     results = Path(arguments.results)
@@ -156,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.compare:
         return compare(arguments.compare)
     # Speed: `--help`, a rejected argument and the leaderboard answer without waiting for torch.
-    from gspn_dit.launcher import connect
+    from gspn_dit.processes import connect
 
     accelerator = connect()
     if arguments.golden:

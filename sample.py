@@ -7,7 +7,7 @@ from pathlib import Path
 from gspn_dit import errors
 from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
-from gspn_dit.outputs import refuse_inputs
+from gspn_dit.files import refuse_inputs
 
 EXAMPLES = """\
 examples:
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--cfg-interval {arguments.cfg_interval}: expected two numbers, LOW,HIGH")
     # Only now: torch takes seconds to load.
     # Speed: `--help` and a rejected argument answer without waiting for torch.
-    from gspn_dit.launcher import connect
+    from gspn_dit.processes import connect
     from gspn_dit.sampling.grids import grid_classes
     from gspn_dit.sampling.request import Request, sample_file, sample_grid
 

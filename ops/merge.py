@@ -19,9 +19,10 @@ def gated_merge(h: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         h: (..., K, C) hidden states, such as `gspn_scan` returns them.
         u: (..., K, C) gates.
 
-    Both are float32, bfloat16, float16 or (CPU) float64 and may be non-contiguous; the arithmetic is float32 (float64
-    for float64) and the result is rounded once. Under autocast they are cast to its dtype. Differentiable once, in reverse and
-    in forward mode. Under torch.compile the formula itself is traced, so that the compiler can join it with what follows.
+    Both are float32, bfloat16, float16 or (CPU) float64 and may be non-contiguous; the arithmetic is float32
+    (float64 for float64) and the result is rounded once. Under autocast they are cast to its dtype. Differentiable
+    once, in reverse and in forward mode. Under torch.compile the formula itself is traced, so that the compiler can
+    join it with what follows.
 
     Returns:
         (..., C), in the dtype of `h`.

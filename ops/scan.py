@@ -33,7 +33,8 @@ def gspn_scan(
             (no division) or "none" (the logits are the weights).
 
     All three are float32, bfloat16, float16 or (CPU) float64 and may be non-contiguous; the arithmetic is float32
-    (float64 for float64). Under autocast they are cast to its dtype. Differentiable once, in reverse and in forward mode.
+    (float64 for float64). Under autocast they are cast to its dtype. Differentiable once, in reverse and in forward
+    mode.
 
     Returns:
         (B, H, W, K, C) hidden states in image coordinates, in the dtype of `x`.

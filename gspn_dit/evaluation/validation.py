@@ -31,8 +31,8 @@ from gspn_dit.diffusion import create_diffusion
 from gspn_dit.errors import UserError
 from gspn_dit.files import write_json
 from gspn_dit.latents.dataset import LatentDataset
+from gspn_dit.processes import connect
 from gspn_dit.random import VALIDATION
-from gspn_dit.sampling.request import connect
 
 BANDS = ("low", "middle", "high")
 """Of t as a share of the way to noise: little of it, some, and much."""

@@ -16,8 +16,8 @@ from gspn_dit.diffusion import Diffusion, check_sampling, create_diffusion, defa
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.validation import Validator, check_held_out, held_out_dataset
 from gspn_dit.latents.dataset import LatentDataset
-from gspn_dit.launcher import connect
 from gspn_dit.models.networks import create_model
+from gspn_dit.processes import connect
 from gspn_dit.random import WEIGHTS, seed_of
 
 

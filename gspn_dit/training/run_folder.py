@@ -7,7 +7,7 @@ import yaml
 from gspn_dit.checkpoint import RECORDS, checkpoints
 from gspn_dit.config import Config, load_config, to_yaml
 from gspn_dit.errors import UserError
-from gspn_dit.outputs import refuse_inputs
+from gspn_dit.files import refuse_inputs
 
 
 def check_run_dir(config: Config) -> None:

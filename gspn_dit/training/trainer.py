@@ -27,10 +27,9 @@ from gspn_dit.config import Config, TrainConfig, load_config, save_config
 from gspn_dit.data import describe_dataset
 from gspn_dit.data.batches import Batch, Batches
 from gspn_dit.errors import UserError
-from gspn_dit.launcher import not_taken
 from gspn_dit.locks import claimed
 from gspn_dit.models.weights import load_weights
-from gspn_dit.processes import held_for_all, on_main_process
+from gspn_dit.processes import held_for_all, not_taken, on_main_process
 from gspn_dit.progress import progress_bar
 from gspn_dit.sampling.grids import NoDecoder, draw_grid, save_grid
 from gspn_dit.training.build import (

@@ -63,9 +63,10 @@ def test_without_the_keys_a_module_has_the_weights_and_the_bits_that_it_had():
     core = module.core
     v = module.conv_in(module.proj_in(x))
     z = core.bottleneck(v)
-    lam, u = (projection(z).view(2, 5, 6, 4, 32) for projection in (core.to_lam, core.to_u))
+    lam = core.to_lam(z).view(2, 5, 6, 4, 32)
     h = gspn_scan(v, lam, core.to_logits(z).view(2, 5, 6, 4, 3, 4))
-    y = gated_merge(h, u * core.merge_weight)
+    weight = core.to_u.weight.view(4, 32, -1) * core.merge_weight.unsqueeze(2)
+    y = gated_merge(h, F.linear(z, weight.flatten(0, 1)).view(2, 5, 6, 4, 32))
     y = module.conv_mid(module.proj_mid(F.layer_norm(y, (32,), eps=1e-6)))
     assert torch.equal(module(x), module.proj_out(y * y.relu()))
 

@@ -13,9 +13,8 @@ import sample
 from gspn_dit import create_model, hub
 from gspn_dit.checkpoint import latest_checkpoint
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing
+from gspn_dit.files import refuse_inputs, replacing
 from gspn_dit.latents.store import LatentStore
-from gspn_dit.outputs import refuse_inputs
 from gspn_dit.training.trainer import Trainer
 from tests.evaluation.conftest import random_images
 from tests.sampling.conftest import make_run

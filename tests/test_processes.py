@@ -3,9 +3,8 @@
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from gspn_dit import launcher
 from gspn_dit.errors import UserError
-from gspn_dit.launcher import check_launcher
+from gspn_dit.processes import check_launcher
 from tests.training.run_state import final_state
 
 WISHES = {
@@ -61,7 +60,7 @@ def test_what_the_documented_configurations_set_is_taken(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     check_launcher()
-    assert launcher.not_taken() == []
+    assert processes.not_taken() == []
 
 
 @pytest.mark.parametrize(
