@@ -4,7 +4,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from gspn_dit.errors import UserError
-from gspn_dit.processes import check_launcher
+from gspn_dit.processes import check_launcher, not_taken
 from tests.training.run_state import final_state
 
 WISHES = {
@@ -60,7 +60,7 @@ def test_what_the_documented_configurations_set_is_taken(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     check_launcher()
-    assert processes.not_taken() == []
+    assert not_taken() == []
 
 
 @pytest.mark.parametrize(
