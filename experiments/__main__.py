@@ -11,7 +11,7 @@ from experiments import kernel, propagation, report, throughput, untrained
 from experiments.plan import CHECKS, EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
 from experiments.pool import is_done, run_all, worker_count
 from gspn_dit import errors
-from gspn_dit.locks import claimed
+from gspn_dit.files import claimed
 from gspn_dit.signals import noting
 
 ROOT = Path(__file__).resolve().parents[1]

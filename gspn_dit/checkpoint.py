@@ -27,6 +27,7 @@ from torch import nn
 from gspn_dit.config import Config, load_config
 from gspn_dit.errors import UserError
 from gspn_dit.files import sha256, sync_file, sync_folder
+from gspn_dit.filetypes import describe_file
 from gspn_dit.models.networks import create_model
 from gspn_dit.models.weights import download, load_weights
 
@@ -110,7 +111,7 @@ def damage(folder: Path, contents: bool = True) -> str | None:
     """What is wrong with a checkpoint, or None; `contents=False` compares the files' lengths only."""
     try:
         files = read_state(folder)["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "state.json is missing or cut short"
     for name, expected in files.items():
         path = folder / name
@@ -209,6 +210,10 @@ def find_checkpoint(path: str | Path) -> Path:
     if not Path(path).exists():
         path = download(str(path))
     path = Path(path)
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is {describe_file(path)}; expected a run folder, or one of its checkpoints (a folder too)"
+        )
     if (path / "state.json").is_file():
         problem = damage(path)
         if problem:

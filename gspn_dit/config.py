@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import yaml
 
-from gspn_dit import schema
+from gspn_dit import schema, yaml_text
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing
+from gspn_dit.filetypes import describe_file
 from gspn_dit.models.settings import ModelConfig
+from gspn_dit.schema import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class DataConfig:
     kind: Literal["mnist", "latents", "images"]
     """mnist: 4,000 digits as 32x32 pixels; latents: a folder made by encode_latents.py; images: pixels of an
     image folder, without an autoencoder."""
-    path: str | None = None
+    path: Place | None = None
     """The folder: of latents; or of images, with train/ and test/ or without, classes as folders, or no classes
     (then they are all of one)."""
     size: int | None = None
@@ -49,9 +51,9 @@ class DataConfig:
     """Mirror half of the training images (images only; latents always are, digits never)."""
     held_out: float = 0.1
     """Share of each class never trained on (images only), where the folder has no test/; 0 for none."""
-    validation: str | None = None
+    validation: Place | None = None
     """A second folder of latents, never trained on (latents only); null for no validation."""
-    autoencoder: str | None = None
+    autoencoder: Place | None = None
     """Decoder for sample grids: a hub id or folder in diffusers' format; null for pixels, or to take the
     latents' own."""
 
@@ -106,7 +108,7 @@ class TrainConfig:
     """Held-out images of a validation, or all where they are fewer; 0 for no validation."""
     compile: bool = False
     """Compile the model with torch.compile."""
-    init_from: str | None = None
+    init_from: Place | None = None
     """A run, checkpoint folder or hub id whose EMA weights a new run starts from."""
     tensorboard: bool = True
     """Also write the metrics to run_dir/tensorboard."""
@@ -156,7 +158,7 @@ class MemoryConfig:
 class Config:
     """A run."""
 
-    run_dir: str
+    run_dir: Place
     """Folder of the run: config.yaml, metrics.jsonl, checkpoints/, samples/. The same command again
     continues in it."""
     model: ModelConfig
@@ -235,31 +237,37 @@ def parse_config(mapping: dict[str, Any]) -> Config:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; `UserError` when it is missing, not YAML, or empty."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_text.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read config {path}: {error.strerror}; see configs/") from error
+        found = f"it is {describe_file(path)}" if path.exists() else error.strerror
+        raise UserError(f"cannot read config {path}: {found}; see configs/") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        kind = describe_file(path)
+        found = "" if kind == "a text" else f"it is {kind}: "
+        raise UserError(f"{path} is not valid YAML: {found}{' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
-        found = "is empty" if not content else f"holds {type(content).__name__}"
+        content = content.value if isinstance(content, yaml_text.Written) else content
+        found = "is empty" if content in (None, {}) else f"holds {type(content).__name__}"
         raise UserError(f"{path} {found}: expected a mapping with run_dir, model, data and train")
     return content
 
 
 def apply_override(mapping: dict[str, Any], override: str) -> None:
-    """Set `key.path=value` in a nested mapping; the value is read as YAML."""
+    """Set `key.path=value` in a nested mapping; the value is read as YAML, and taken as written for a string."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override '{override}': expected key.path=value, e.g. train.steps=200")
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):
-        if not isinstance(mapping.setdefault(parent, {}), dict):
+        below = mapping.setdefault(parent, {})
+        if isinstance(below, yaml_text.Written) and isinstance(
+            below.value, dict
+        ):  # of an override before this one
+            below = mapping[parent] = below.value
+        if not isinstance(below, dict):
             raise UserError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' has no keys below it")
-        mapping = mapping[parent]
-    try:
-        mapping[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override '{override}': '{text}' is not a YAML value; quote it") from error
+        mapping = below
+    mapping[last] = yaml_text.parse_value(text)
 
 
 def resolve_memory(config: Config) -> Config:

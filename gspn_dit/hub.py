@@ -20,8 +20,7 @@ from gspn_dit import errors
 from gspn_dit.checkpoint import find_checkpoint, load_model, read_state, run_of
 from gspn_dit.config import Config, load_config, save_config
 from gspn_dit.errors import UserError
-from gspn_dit.files import read_json, refuse_inputs, sha256, sync_folder
-from gspn_dit.locks import claimed
+from gspn_dit.files import claimed, read_json, refuse_inputs, sha256, sync_folder
 from gspn_dit.models.networks import from_pretrained
 from gspn_dit.models.weights import FILES, WEIGHTS, card, is_hub_id, upload, write_text, write_weights
 

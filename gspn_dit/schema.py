@@ -12,13 +12,25 @@ import itertools
 import textwrap
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gspn_dit.errors import UserError
+from gspn_dit.homes import at_home
+from gspn_dit.yaml_text import Written
+
+Place = NewType("Place", str)
+"""A string that is a path, in which ~ is home, or a hub id."""
 
 T = TypeVar("T")
 
-NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}
+NAMES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    Place: "a path",
+    type(None): "null",
+}
 
 
 def build(cls: type[T], mapping: Any, prefix: str = "") -> T:
@@ -26,6 +38,7 @@ def build(cls: type[T], mapping: Any, prefix: str = "") -> T:
 
     Raises `UserError` for an unknown key (naming the nearest valid one), a missing key, or a wrong type.
     """
+    mapping = read(mapping, cls, prefix.rstrip("."))
     if not isinstance(mapping, dict):
         raise UserError(f"{prefix.rstrip('.') or 'the config'}: expected a mapping of keys, got {mapping!r}")
     hints = get_type_hints(cls)
@@ -42,6 +55,8 @@ def build(cls: type[T], mapping: Any, prefix: str = "") -> T:
 def convert(value: Any, annotation: Any, key: str) -> Any:
     """Check one YAML value against a type annotation, and make it that type."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin not in (Union, types.UnionType):  # of which one is chosen first
+        value = read(value, annotation, key)
     if dataclasses.is_dataclass(annotation):
         return build(annotation, value, key + ".")
     if origin in (Union, types.UnionType):
@@ -59,9 +74,22 @@ def convert(value: Any, annotation: Any, key: str) -> Any:
             return tuple(convert(*pair, key) for pair in zip(value, arguments, strict=True))
     if annotation is float and is_number(value):
         return float(value)
+    if annotation is Place and isinstance(value, str):
+        return at_home(key, value)
     if type(value) is annotation:
         return value
     raise UserError(f"{key}: expected {describe(annotation)}, got {value!r}")
+
+
+def read(value: Any, annotation: Any, key: str) -> Any:
+    """What a value that remembers its text is to this annotation: the text for a string, else what YAML reads."""
+    if not isinstance(value, Written):
+        return value
+    if annotation in (str, Place):
+        return value.text
+    if value.problem:
+        raise UserError(f"{key}: '{value.text}' is not a YAML value ({value.problem}); quote it")
+    return value.value
 
 
 def is_number(value: Any) -> bool:

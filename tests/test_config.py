@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from gspn_dit import config as config_module
+from gspn_dit import yaml_text
 from gspn_dit.config import Config, ModelConfig, load_config, save_config
 from gspn_dit.errors import UserError
 from gspn_dit.models.settings import ModelSettings
@@ -43,6 +44,8 @@ def test_frozen(tiny_yaml):
     [
         ("train.stepz=3", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
         ("trian.steps=3", "unknown key 'trian'; did you mean 'train'?"),
+        ("train.steps=[1", "train.steps: '[1' is not a YAML value (expected ',' or ']'"),
+        ("train={steps: 1, steps: 2}", "key 'steps' stands twice in line 1: remove one"),
         ("train.steps=many", "train.steps: expected an integer, got 'many'"),
         ("train.steps=true", "train.steps: expected an integer, got True"),
         ("train.steps=2.5", "train.steps: expected an integer, got 2.5"),
@@ -82,7 +85,7 @@ def test_mistakes_are_named(tiny_yaml, override, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps.x=3", "train.steps=[1"])
+@pytest.mark.parametrize("override", ["train.steps", "=3", "train.steps.x=3"])
 def test_malformed_override(tiny_yaml, override):
     with pytest.raises(UserError, match="override"):
         load_config(tiny_yaml, [override])
@@ -95,14 +98,30 @@ def test_malformed_override(tiny_yaml, override):
         ("- 1\n", "holds list"),
         ("a: [1", "not valid YAML"),
         ("run_dir: x\n", "missing key 'model'"),
+        ("run_dir: x\nmodel:\n  name: a\n\n  name: b\n", "key 'name' stands in line 3 and again in line 5"),
+        ("train: {steps: 1, steps: 2}\n", "key 'steps' stands twice in line 1"),
+        ("? [a]\n: 1\n", "line 1: a key that is a list"),
+        ("5\n", "holds int"),
+        ("\x93NUMPY\x01", "it is a .npy, one array of numpy"),
     ],
 )
 def test_broken_file(tmp_path, content, message):
     path = tmp_path / "broken.yaml"
-    path.write_text(content)
+    path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=message) as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_a_merge_brings_may_be_given_again(tiny_yaml):
+    text = "base: &base {steps: 1, batch_size: 8}\nmore: &more {<<: *base, steps: 2}\nlast: {<<: *more, steps: 3}\n"
+    read = yaml_text.parse(text)
+    assert [read[key]["steps"].value for key in ("base", "more", "last")] == [1, 2, 3]
+
+
+def test_a_folder_is_no_config(tmp_path):
+    with pytest.raises(UserError, match=f"cannot read config {tmp_path}: it is a folder; see configs/"):
+        load_config(tmp_path)
 
 
 def test_missing_file(tmp_path):

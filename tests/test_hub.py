@@ -12,7 +12,7 @@ from gspn_dit import create_model, hub
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import load_config
 from gspn_dit.errors import UserError
-from gspn_dit.locks import claimed
+from gspn_dit.files import claimed
 from gspn_dit.models import GSPN, DiT
 from gspn_dit.models.weights import FILES
 
@@ -55,7 +55,7 @@ def test_card_names_the_model(tmp_path):
     [
         ("config.json", "{", "no usable config.json"),
         ("config.json", json.dumps({"name": "Foo"}), "no usable config.json .*model name is 'Foo'"),
-        ("model.safetensors", "x", "cannot read weights"),
+        ("model.safetensors", "x", "cannot read weights .*: it is a text; expected a safetensors file"),
     ],
 )
 def test_broken_folder(tmp_path, name, content, message):

@@ -9,14 +9,14 @@ import threading
 
 import pytest
 
-from gspn_dit import locks
+from gspn_dit import files
 from gspn_dit.errors import UserError
-from gspn_dit.locks import claimed, claimed_file
+from gspn_dit.files import claimed, claimed_file
 from tests.launch import ROOT
 
 HOLDER = """
 import os, pathlib, signal, sys
-from gspn_dit.locks import claimed
+from gspn_dit.files import claimed
 
 with claimed(pathlib.Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -75,7 +75,7 @@ def test_a_waiting_one_goes_on_when_the_first_is_done(tmp_path, capfd):
 
 def test_a_lock_that_its_holder_removed_meanwhile_is_not_taken_for_one(tmp_path, monkeypatch):
     """Opened before the first was done, locked after: the name belongs to another file by then."""
-    take, opened = locks.take, []
+    take, opened = files.take, []
 
     def late(file, what, wait):
         opened.append(file.fileno())
@@ -83,7 +83,7 @@ def test_a_lock_that_its_holder_removed_meanwhile_is_not_taken_for_one(tmp_path,
             (tmp_path / ".lock").unlink()
         take(file, what, wait)
 
-    monkeypatch.setattr(locks, "take", late)
+    monkeypatch.setattr(files, "take", late)
     with claimed(tmp_path):
         assert len(opened) == 2
         assert (tmp_path / ".lock").exists()

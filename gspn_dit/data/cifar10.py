@@ -10,8 +10,7 @@ from PIL import Image
 
 from gspn_dit import errors
 from gspn_dit.errors import UserError
-from gspn_dit.files import cache_folder
-from gspn_dit.locks import claimed
+from gspn_dit.files import cache_folder, claimed
 from gspn_dit.progress import progress_bar
 
 EPILOG = """\

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import nn
 
+from gspn_dit.checks import check_noising, visible
+
 STEPS = 1000
 # Half the width of the bins in which an image of 256 levels on [-1, 1] is coded.
 HALF_BIN = 1 / 255
@@ -66,7 +68,16 @@ class DDPM:
 
         Returns:
             "loss", "mse", "vb": (B,) float32.
+
+        Raises:
+            ValueError: x0, noise or t of shapes that do not belong together, or (on a CPU) a step beyond the schedule.
         """
+        check_noising(x0, t, noise)
+        values = visible(t)
+        if values is not None and values.size and not (values.min() >= 0 and values.max() <= STEPS - 1):
+            raise ValueError(
+                f"t holds {values.min():g} to {values.max():g}; expected time steps 0 to {STEPS - 1}"
+            )
         c = self._coefficients(x0.device)[t.long()].view(-1, 5, 1, 1, 1).unbind(1)
         signal, sigma, log_beta, log_variance, mean_weight = c
         x_t = signal * x0 + sigma * noise

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from gspn_dit.checks import check_noising
+
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
 
 
@@ -44,7 +46,11 @@ class Flow:
 
         Returns:
             "loss" and "mse", the same here: (B,) float32.
+
+        Raises:
+            ValueError: x0, noise or t of shapes that do not belong together.
         """
+        check_noising(x0, t, noise)
         x_t = torch.lerp(x0, noise, t.view(-1, 1, 1, 1))
         velocity = model(x_t, t, y).float()
         mse = (velocity - (noise - x0)).square().mean(dim=(1, 2, 3))

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from gspn_dit.checks import check_images
 from gspn_dit.diffusion.ddpm import DDPM, STEPS, Schedule
 from gspn_dit.diffusion.flow import Flow
-from gspn_dit.diffusion.guidance import Predict, guided
+from gspn_dit.diffusion.guidance import Predict, check_guidance, guided
 from gspn_dit.random import SAMPLE, generator
 
 NoiseSource = Callable[[int], torch.Tensor]
@@ -151,12 +152,7 @@ def check_sampling(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or (most and steps > most):
         expected = f"an integer from 1 to {most}" if most else "an integer of 1 or more"
         raise ValueError(f"steps is {steps!r}; expected {expected} for {sampler}")
-    if not 1 <= cfg_scale < float("inf"):
-        raise ValueError(f"cfg_scale is {cfg_scale!r}; expected 1 (no guidance) or more")
-    if cfg_interval is not None:
-        low, high = cfg_interval
-        if not low <= high:
-            raise ValueError(f"cfg_interval is {(low, high)}; expected (t_low, t_high) with t_low <= t_high")
+    check_guidance(cfg_scale, cfg_interval)
 
 
 @torch.no_grad()
@@ -189,11 +185,21 @@ def sample(
         (B, C, H, W) float32 on the device of y, not clamped.
 
     Raises:
-        ValueError: a bad sampler, steps, cfg_scale or cfg_interval.
+        ValueError: a bad sampler, steps, cfg_scale or cfg_interval, labels that the model does not have, or noise
+            of another shape than (len(y), C, H, W).
     """
     check_sampling(diffusion.objective, sampler, steps, cfg_scale, cfg_interval)
     predict = guided(model, y, cfg_scale, cfg_interval)
-    x = noise(0).to(y.device)
+    x = noise(0)
+    check_images("noise(0)", x)
+    shape = (len(y), *x.shape[1:])
+
+    def checked_noise(step: int) -> torch.Tensor:
+        drawn = noise(step)
+        check_images(f"noise({step})", drawn, shape)  # another shape might be broadcast
+        return drawn
+
+    check_images("noise(0)", x, shape)
     schedule = diffusion.schedule if diffusion.objective == "ddpm" else None
     run = _SAMPLERS[diffusion.objective][sampler]
-    return run(predict, x, steps, schedule, noise, progress or (lambda: None))
+    return run(predict, x.to(y.device), steps, schedule, checked_noise, progress or (lambda: None))

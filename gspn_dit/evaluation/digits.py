@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from gspn_dit.data.mnist import CLASSES, load_digits
-from gspn_dit.files import cache_folder, content_key, replacing
-from gspn_dit.locks import claimed_file
+from gspn_dit.files import cache_folder, claimed_file, content_key, replacing
 from gspn_dit.progress import progress_bar
 from gspn_dit.random import WEIGHTS, generator, seed_of
 

@@ -16,6 +16,7 @@ import torch
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.digits import FEATURES, classifier_key, load_classifier, to_digits
 from gspn_dit.files import require_home, sha256
+from gspn_dit.filetypes import describe_file
 
 PUBLISHED_HASH = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 of the weights that torch-fidelity publishes; its start is part of their file name."""
@@ -110,7 +111,8 @@ def find_weights(given: str | Path | None) -> Path:
     """
     if given is not None:
         if not Path(given).is_file():
-            raise UserError(f"--inception-weights {given}: no such file")
+            found = f"it is {describe_file(given)}" if Path(given).exists() else "no such file"
+            raise UserError(f"--inception-weights {given}: {found}; expected a file that torch.save wrote")
         return Path(given)
     # Speed: as above.
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -134,7 +136,9 @@ def check_weights(path: Path) -> None:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as weights: expected a file that torch.save wrote") from error
+        raise UserError(
+            f"{path} cannot be read as weights: it is {describe_file(path)}; expected a file that torch.save wrote"
+        ) from error
     if not isinstance(weights, dict) or not all(
         isinstance(value, torch.Tensor) for value in weights.values()
     ):

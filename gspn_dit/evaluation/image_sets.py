@@ -15,6 +15,7 @@ from PIL import Image
 from gspn_dit.data.images import find_images
 from gspn_dit.errors import UserError
 from gspn_dit.files import content_key, sha256
+from gspn_dit.filetypes import describe_file
 
 LOSSLESS = {".png", ".apng", ".bmp", ".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".tga", ".pcx"}
 """Formats that keep 8-bit RGB as it is; all others count as lossy."""
@@ -165,9 +166,18 @@ class NpzFile:
         try:
             self.archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not an npz, or is cut short: write or download it again") from error
+            raise self.no_npz() from error
         entries = [name for name in self.archive.namelist() if name.endswith(".npy")]
+        if not entries:
+            raise self.no_npz()
         self.names = [name.removesuffix(".npy") for name in entries]
+
+    def no_npz(self) -> UserError:
+        """The error for a file of another kind."""
+        return UserError(
+            f"{self.path} is {describe_file(self.path)}; expected an npz, whole, as "
+            "numpy.savez(path, arr_0=images) writes it"
+        )
 
     def check(self) -> None:
         """Raise `UserError` for an array whose bytes are not those that were written."""

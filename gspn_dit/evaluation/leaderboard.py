@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import write_json
-from gspn_dit.locks import claimed_file
+from gspn_dit.files import claimed_file, write_json
 
 SCORES = ("fid", "sfid", "is", "precision", "recall")
 COLUMNS = ("model", "params_m", "budget", "images_seen_m", "guidance", *SCORES, "source")

@@ -13,6 +13,7 @@ import torch
 
 from gspn_dit.errors import UserError
 from gspn_dit.files import require_home
+from gspn_dit.filetypes import describe_file
 from gspn_dit.models.weights import HUB_CACHES
 
 DECODE_CHUNK = 16
@@ -110,6 +111,11 @@ def load_vae(name: str) -> Any:
 
     if Path(name).is_dir():
         return load_files(name, name)
+    if Path(name).exists():
+        raise UserError(
+            f"autoencoder '{name}' is {describe_file(name)}; expected the folder that AutoencoderKL.save_pretrained "
+            "writes, or a hub id"
+        )
     try:
         return load_files(find_on_hub(name), name)
     except GatedRepoError as error:

@@ -23,6 +23,7 @@ import torch
 from gspn_dit import schema
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing
+from gspn_dit.filetypes import describe_file
 from gspn_dit.random import POSTERIOR, seed_of
 
 FORMAT = "gspn-dit latents"
@@ -89,7 +90,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        why = "does not exist" if not Path(folder).is_dir() else "has no readable manifest.json"
+        why = "has no readable manifest.json"
+        if not Path(folder).is_dir():
+            why = f"is {describe_file(folder)}" if Path(folder).exists() else "does not exist"
         raise UserError(
             f"latents folder {folder} {why}: expected a folder that encode_latents.py made"
         ) from error
@@ -209,6 +212,8 @@ def read_labels(path: Path, manifest: Manifest) -> np.ndarray:
         labels = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read: expected an array of labels; encode again") from error
+    if not isinstance(labels, np.ndarray):
+        raise UserError(f"{path} is {describe_file(path)}: expected an array of labels; encode again")
     good = (
         labels.shape == (manifest.images,)
         and labels.dtype == np.int64

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from gspn_dit.data.images import ImageFolder, UnreadableImage, read_image
 from gspn_dit.errors import UserError
+from gspn_dit.files import claimed
 from gspn_dit.latents.autoencoder import LatentAutoencoder
 from gspn_dit.latents.dataset import DTYPE, MIRRORS, Manifest
 from gspn_dit.latents.store import LatentStore, describe
-from gspn_dit.locks import claimed
 from gspn_dit.processes import held_for_all
 from gspn_dit.progress import progress_bar
 from gspn_dit.signals import noting

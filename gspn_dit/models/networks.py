@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gspn_dit.checks import check_images, check_labels, check_times
 from gspn_dit.errors import UserError
 from gspn_dit.models import weights
 from gspn_dit.models.basics import modulate, normalize
@@ -99,9 +100,10 @@ class Denoiser(nn.Module):
 
         Returns (B, 2C, H, W) with `learn_sigma`, noise before variance, else (B, C, H, W). A model without
         positional embedding takes any H and W that the patch size divides. Raises ValueError for another
-        shape of x.
+        shape or dtype of x, t (real numbers) or y (int64 or int32), and for a label out of range; on a GPU, where
+        looking at labels would wait for it, `gspn_dit.checks.check_labels(y.cpu(), num_classes)` does that.
         """
-        self._check_input(x)
+        self._check_input(x, t, y)
         condition = self.embed_time(t) + self.embed_label(y)  # (B, C)
         x = self.embed_patches(x)  # (B, H/p, W/p, C)
         x = x.to(self.embed_label.weight.dtype)  # autocast rounds the branches, not the residual stream
@@ -135,9 +137,10 @@ class Denoiser(nn.Module):
             return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return block(*inputs)
 
-    def _check_input(self, x: torch.Tensor) -> None:
+    def _check_input(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> None:
+        check_images("x", x)
         size, patch = self.input_size, self.settings.patch_size
-        fits = x.dim() == 4 and x.shape[1] == self.in_channels
+        fits = x.shape[1] == self.in_channels
         if self.embed_position is None:
             fits = fits and x.shape[2] % patch == 0 and x.shape[3] % patch == 0
             expected = f"(B, {self.in_channels}, H, W) with H and W multiples of {patch}"
@@ -146,6 +149,8 @@ class Denoiser(nn.Module):
             expected = f"(B, {self.in_channels}, {size}, {size})"
         if not fits:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected {expected}")
+        check_times(t, len(x))
+        check_labels(y, self.num_classes, len(x))
 
 
 class DiT(Denoiser):

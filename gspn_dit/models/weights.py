@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing, require_home
+from gspn_dit.filetypes import describe_file
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "config.yaml", "state.json", "README.md")
@@ -109,13 +110,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         source = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read weights {path}: {error}") from error
+        raise UserError(f"cannot read weights {path}: {told(path, error)}") from error
     target = model.state_dict()
     for name in sorted(target.keys() | source.keys()):
         expected, found = (list(side[name].shape) if name in side else "none" for side in (target, source))
         if expected != found:
             raise UserError(f"{path} is of another model: for {name} it has {found}, expected {expected}")
         target[name].copy_(shard_like(source[name], target[name]))
+
+
+def told(path: Path, error: Exception) -> str:
+    """What stands in the way of reading a safetensors file."""
+    kind = describe_file(path)
+    if not path.is_file() or kind == "a safetensors file":
+        return first_line(error)
+    return f"it is {kind}; expected a safetensors file"
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

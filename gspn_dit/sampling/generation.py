@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from gspn_dit.checks import check_labels
 from gspn_dit.config import Config
 from gspn_dit.diffusion import check_sampling, create_diffusion, keyed_noise, sample
 from gspn_dit.latents.autoencoder import Autoencoder
@@ -63,7 +64,7 @@ def generate(
     """
     if not len(labels):
         return  # a process without a share of the work; split would make one empty batch
-    check_labels(labels, model.num_classes)
+    check_labels(labels.cpu(), model.num_classes, len(indices), name="labels")
     check_sampling(config.diffusion.objective, sampler, steps, cfg_scale, cfg_interval)
     diffusion = create_diffusion(
         **{key: value for key, value in vars(config.diffusion).items() if value is not None}
@@ -92,12 +93,3 @@ def generate(
                 progress=functools.partial(bar.update, len(y)),
             )  # (b, C, h, w)
             yield numbers, autoencoder.decode(latents)  # (b, H, W, 3)
-
-
-def check_labels(labels: torch.Tensor, num_classes: int) -> None:
-    """Raise ValueError for a label that the model does not have."""
-    wrong = labels[(labels < 0) | (labels > num_classes)]
-    if len(wrong):
-        raise ValueError(
-            f"labels holds {int(wrong[0])}; expected 0 to {num_classes - 1}, or {num_classes} for no class"
-        )

@@ -13,8 +13,8 @@ from gspn_dit.checkpoint import find_checkpoint, load_model, parts_of_run, read_
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
 from gspn_dit.errors import UserError
+from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder
-from gspn_dit.locks import claimed_file
 from gspn_dit.processes import held_for_all, on_main_process
 from gspn_dit.sampling.generation import generate, keyed_labels
 from gspn_dit.sampling.grids import save_grid

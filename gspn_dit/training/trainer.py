@@ -27,7 +27,7 @@ from gspn_dit.config import Config, TrainConfig, load_config, save_config
 from gspn_dit.data import describe_dataset
 from gspn_dit.data.batches import Batch, Batches
 from gspn_dit.errors import UserError
-from gspn_dit.locks import claimed
+from gspn_dit.files import claimed
 from gspn_dit.models.weights import load_weights
 from gspn_dit.processes import held_for_all, not_taken, on_main_process
 from gspn_dit.progress import progress_bar

@@ -85,6 +85,33 @@ def test_ddpm_noises_by_the_closed_form():
     assert seen["t"].tolist() == [3, 999] and seen["y"].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("diffusion", [DDPM, FLOW])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"noise": torch.zeros(1, 3, 8, 8)}, "noise has shape"),
+        ({"noise": torch.zeros(2, 1, 1, 1)}, "noise has shape"),
+        ({"t": torch.zeros(1)}, "t has shape"),
+        ({"t": torch.tensor(3.0)}, "t has shape"),
+        ({"x0": torch.zeros(2, 192)}, "x0 has shape"),
+    ],
+)
+def test_what_would_be_broadcast_is_refused(diffusion, wrong, message):
+    x0, noise = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+    arguments = {"x0": x0, "t": torch.zeros(2), "y": torch.zeros(2).long(), "noise": noise} | wrong
+    with pytest.raises(ValueError, match=message):
+        diffusion.losses(returning(noise, torch.tensor(0.0)), **arguments)
+
+
+@pytest.mark.parametrize("step", [-1.0, 1000.0, math.nan])
+def test_a_step_beyond_the_schedule_is_refused(step):
+    x0, noise = data(2)
+    with pytest.raises(ValueError, match=r"t holds .* expected time steps 0 to 999"):
+        DDPM.losses(
+            returning(noise, torch.tensor(0.0)), x0, torch.tensor([0.0, step]), torch.zeros(2).long(), noise
+        )
+
+
 def test_vb_of_a_perfect_model():
     """Its reverse steps are the posteriors: every term is 0 but that of the central bin."""
     x0, noise = data(4)

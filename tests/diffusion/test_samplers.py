@@ -244,6 +244,39 @@ def test_bad_settings_are_named(settings, message):
         draw(DDPM, **{"sampler": "ddim", "steps": 4, **settings}, model=Recorder(2))
 
 
+@pytest.mark.parametrize(
+    ("labels", "noise", "message"),
+    [
+        ([0, 3], None, "y holds 3; expected 0 to 1, or 2 for no class"),
+        ([0.0, 1.0], None, "y is torch.float32"),
+        ([[0, 1]], None, r"y has shape \(1, 2\)"),
+        (
+            [0, 1],
+            lambda step: torch.zeros(1, *SHAPE),
+            r"noise\(0\) has shape \(1, 2, 8, 8\); expected \(2, 2, 8, 8\)",
+        ),
+        ([0, 1], lambda step: torch.zeros(*SHAPE), r"noise\(0\) has shape \(2, 8, 8\)"),
+        ([0, 1], lambda step: torch.zeros(2 - (step == 3), *SHAPE), r"noise\(3\) has shape \(1, 2, 8, 8\)"),
+    ],
+)
+def test_labels_and_noise_that_do_not_belong_together_are_named(labels, noise, message):
+    with pytest.raises(ValueError, match=message):
+        sample(
+            GaussianDenoiser(DDPM, 5),
+            DDPM,
+            torch.tensor(labels),
+            noise or keyed_noise(0, range(2), SHAPE),
+            sampler="ddpm",
+            steps=5,
+        )
+
+
+@pytest.mark.parametrize("wrong", [(torch.tensor([5]), 2.0, None), (torch.tensor([0]), 0.5, None)])
+def test_guidance_checks_too(wrong):
+    with pytest.raises(ValueError, match=r"y holds 5|cfg_scale is 0.5"):
+        guided(GaussianDenoiser(FLOW, 1), *wrong)
+
+
 def test_defaults_are_samplers_of_their_objective():
     assert {objective: default_sampler(objective) for objective in SAMPLERS} == {
         "ddpm": "dpm-solver++",

@@ -11,8 +11,8 @@ from gspn_dit.data.mnist import load_digits
 from gspn_dit.evaluation import demo, digits
 from gspn_dit.evaluation.demo import format_table, score_demo
 from gspn_dit.evaluation.metrics import frechet_distance, moments
+from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import PixelAutoencoder
-from gspn_dit.locks import claimed_file
 from gspn_dit.sampling.sample_file import read_settings
 
 

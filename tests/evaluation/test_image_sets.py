@@ -1,10 +1,12 @@
 """Reading sets of images, and what is said of those that cannot be read."""
 
+import gzip
 import io
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gspn_dit.data.images import find_images
@@ -106,6 +108,11 @@ def shorter_than_its_shape(path, compression=zipfile.ZIP_STORED):
         archive.writestr("arr_0.npy", buffer.getvalue() + bytes(3 * 75))
 
 
+def zip_of_texts(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("read.me", "nothing")
+
+
 def encrypted(path):
     """As good as: an archive that says that its array is."""
     np.savez(path, arr_0=random_images(4, 0))
@@ -125,7 +132,27 @@ def broken_image(path):
     ("name", "make", "message"),
     [
         ("s.npz", spoil_a_byte, "is damaged"),
-        ("s.npz", cut_short, "is not an npz, or is cut short"),
+        ("s.npz", cut_short, "a zip archive that is cut short or damaged; expected an npz, whole"),
+        (
+            "s.npy",
+            lambda p: np.save(p, random_images(4, 0)),
+            "is a .npy, one array of numpy; expected an npz",
+        ),
+        (
+            "s.h5",
+            lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)),
+            "is an HDF5 file; expected an npz",
+        ),
+        (
+            "s.npz",
+            lambda p: p.write_text("<!DOCTYPE html>"),
+            "is a web page (HTML): the download gave no file",
+        ),
+        ("s.npz", lambda p: p.write_text("version https://git-lfs.github.com"), "a pointer of Git LFS"),
+        ("s.npz", lambda p: p.write_bytes(b""), "is an empty file; expected an npz"),
+        ("s.zip", zip_of_texts, "is a zip archive; expected an npz"),
+        ("s.pth", lambda p: torch.save({}, p), "is what torch.save wrote; expected an npz"),
+        ("s.gz", lambda p: p.write_bytes(gzip.compress(b"text")), "is a gzip archive; expected an npz"),
         ("s.npz", no_numpy, "is not an array that numpy wrote"),
         (
             "s.npz",

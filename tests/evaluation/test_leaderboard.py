@@ -11,7 +11,7 @@ from PIL import Image
 import eval_fid
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation import chart, leaderboard
-from gspn_dit.locks import claimed_file
+from gspn_dit.files import claimed_file
 
 SCORES = {
     "fid": 31.237,

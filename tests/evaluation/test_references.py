@@ -9,7 +9,7 @@ import pytest
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.image_sets import ArrayImages
 from gspn_dit.evaluation.metrics import Moments
-from gspn_dit.evaluation.references import check_reference, is_virtual, kept_numbers
+from gspn_dit.evaluation.references import check_reference, is_virtual, kept_numbers, no_covariance
 from tests.evaluation.conftest import Pixels, random_images, score
 
 SCORES = ("fid", "sfid", "precision", "recall", "kid")
@@ -135,6 +135,14 @@ def about(**settings):
     [
         ({"mu": np.zeros(3)}, "mu is (3,) and sigma (40, 40); expected (d,) and (d, d)"),
         ({"mu": np.full(40, np.nan)}, "mu or sigma is not finite"),
+        ({"sigma": np.diag([1.0] * 39 + [-1e-3])}, "no covariance: the variance of feature 39 is -0.001"),
+        ({"sigma": np.eye(40) + np.eye(40, k=3) * 1e-3}, "not symmetric (0.001 at [0, 3], 0 at [3, 0])"),
+        (
+            {"sigma": np.ones((40, 40)) * 2 - np.eye(40)},
+            "sigma is no covariance: it has negative eigenvalues",
+        ),
+        ({"mu_s": np.zeros(4), "sigma_s": -np.eye(4)}, "sigma_s is no covariance"),
+        ({"about": about(count="many")}, "about is not as --save-reference writes it"),
         ({"sigma": np.full((40, 40), "x")}, "sigma is <U1; expected numbers"),
         ({"mu": np.array([None] * 40)}, "mu holds pickled Python objects"),
         ({"mu_s": np.zeros(3), "sigma_s": np.eye(4)}, "mu_s is (3,) and sigma_s (4, 4)"),
@@ -151,6 +159,16 @@ def test_statistics_that_cannot_be_are_told_in_one_line(arrays, message, files):
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         scores("bad.npz")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("rounded", [np.float64, np.float32])
+def test_covariances_that_rounding_alone_spoils_are_taken(rounded):
+    """Of fewer samples than features: most eigenvalues are 0, and rounding makes many of them negative."""
+    features = np.random.default_rng(0).normal(size=(20, 300)).astype(np.float32)
+    covariance = np.cov(features, rowvar=False).astype(rounded).astype(np.float64)
+    assert np.linalg.eigvalsh(covariance)[0] < 0
+    assert no_covariance(covariance) is None
+    assert no_covariance(np.zeros((3, 3))) is None
 
 
 def test_damaged_statistics_are_told(files, tmp_path):

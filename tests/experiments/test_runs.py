@@ -16,7 +16,7 @@ from experiments.__main__ import main
 from experiments.plan import EXPERIMENTS, SCALES, VARIANTS, make_run, training_runs
 from gspn_dit.data.mnist import load_digits
 from gspn_dit.errors import UserError
-from gspn_dit.locks import claimed
+from gspn_dit.files import claimed
 from gspn_dit.signals import Stopped
 
 MINI = SCALES["mini"]

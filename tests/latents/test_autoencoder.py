@@ -148,6 +148,12 @@ def test_what_cannot_be_a_hub_id_says_what_to_give(name):
         create_autoencoder(name, "cpu")
 
 
+def test_a_file_is_no_autoencoder(tmp_path):
+    (tmp_path / "vae.safetensors").write_bytes((10).to_bytes(8, "little") + b'{"a": [0]}')
+    with pytest.raises(UserError, match="is a safetensors file; expected the folder that AutoencoderKL"):
+        create_autoencoder(str(tmp_path / "vae.safetensors"), "cpu")
+
+
 def test_no_network_says_what_to_do(monkeypatch, tmp_path):
     def unreachable(*arguments, **settings):
         raise OSError("no route\nto host")

@@ -168,6 +168,12 @@ def test_a_damaged_folder_is_one_line_that_names_the_file(store_folder, damage):
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    np.save(tmp_path / "latents.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"latents.npy is a .npy, one array of numpy: expected a folder"):
+        LatentDataset(tmp_path / "latents.npy")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="missing does not exist: expected a folder that encode_latents"):
         LatentDataset(tmp_path / "missing")

@@ -17,11 +17,11 @@ from PIL import Image
 import encode_latents
 from gspn_dit.data.images import list_images, read_image
 from gspn_dit.errors import UserError
+from gspn_dit.files import claimed
 from gspn_dit.latents import store
 from gspn_dit.latents.autoencoder import LatentAutoencoder, create_autoencoder
 from gspn_dit.latents.dataset import DTYPE, MIRRORS, LatentDataset, read_manifest
 from gspn_dit.latents.encoding import Encoder, float16_error, in_time
-from gspn_dit.locks import claimed
 from tests.data.test_images import write_broken
 
 from .conftest import SCALE, SHIFT, picture, save_vae

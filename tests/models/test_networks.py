@@ -1,7 +1,11 @@
 """The networks: shapes, initial state, training through them, memory and compilation."""
 
+import re
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gspn_dit.models import create_model
 from gspn_dit.models.networks import DiTBlock, GSPNBlock
@@ -87,6 +91,59 @@ def test_without_positional_embedding_any_grid_fits():
 def test_wrong_input_is_named(position, shape, expected):
     with pytest.raises(ValueError, match=expected):
         build("GSPN-DiT-S/4", position=position)(torch.zeros(shape), torch.zeros(2), torch.zeros(2).long())
+
+
+WRONG = {
+    "x a list": ({"x": [1.0]}, "x is a list; expected a tensor (B, C, H, W)"),
+    "x of whole numbers": ({"x": torch.zeros(2, 3, 16, 16).long()}, "x is torch.int64; expected"),
+    "x one image": ({"x": torch.zeros(3, 16, 16)}, "x has shape (3, 16, 16)"),
+    "t a number": ({"t": 0.5}, "t is a float; expected a tensor (2,)"),
+    "t of no axis": ({"t": torch.tensor(0.5)}, "t has shape (); expected (B,) = (2,)"),
+    "t of one": ({"t": torch.zeros(1)}, "t has shape (1,); expected (B,) = (2,)"),
+    "t of an axis too many": ({"t": torch.zeros(2, 1)}, "t has shape (2, 1)"),
+    "t truths": ({"t": torch.ones(2).bool()}, "t is torch.bool; expected real numbers"),
+    "y a number": ({"y": 3}, "y is a int; expected a tensor (2,)"),
+    "y too long": ({"y": torch.zeros(3).long()}, "y has shape (3,); expected (B,) = (2,)"),
+    "y floating": ({"y": torch.zeros(2)}, "y is torch.float32; expected labels as int64"),
+    "y below": ({"y": torch.tensor([0, -1])}, "y holds -1; expected 0 to 4, or 5 for no class"),
+    "y above": ({"y": torch.tensor([6, 0])}, "y holds 6; expected 0 to 4, or 5 for no class"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_arguments_that_cannot_be_are_named(case):
+    changed, message = WRONG[case]
+    arguments = dict(zip("xty", batch(), strict=True)) | changed
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build("DiT-S/4", position="none")(**arguments)
+
+
+def test_what_fits_is_taken():
+    model = build("DiT-S/4")
+    x, t, y = batch()
+    expected = model(x, t, y)
+    torch.testing.assert_close(model(x, t.long(), y.int()), expected)
+    assert model(x[:0], t[:0], y[:0]).shape == (0, 6, 16, 16)
+
+
+@pytest.mark.parametrize("way", ["meta", "fake", "make_fx", "export", "vmap"])
+def test_labels_are_not_looked_at_where_there_are_none(way):
+    """Neither without values, nor in a trace, in which the check of one batch's labels would be baked."""
+    model = build("DiT-S/4").eval()
+    if way == "meta":
+        assert model.to("meta")(*(tensor.to("meta") for tensor in batch())).is_meta
+    elif way == "fake":
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            inputs = [mode.from_tensor(tensor) for tensor in batch()]
+            assert model(*inputs).shape == model(*inputs[:2], batch()[2]).shape == (2, 6, 16, 16)
+    elif way == "make_fx":
+        make_fx(model)(batch()[0], batch()[1], torch.tensor([0, 99]) * 0)
+    elif way == "export":
+        exported = torch.export.export(model, batch()).module()
+        torch.testing.assert_close(exported(*batch()), model(*batch()))
+    else:
+        one = torch.func.vmap(lambda x, t, y: model(x[None], t[None], y[None])[0])
+        torch.testing.assert_close(one(*batch()), model(*batch()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -76,7 +76,7 @@ def test_images_are_uint8_rgb(flow_run):
 
 
 def test_a_label_out_of_range_is_named(flow_run):
-    with pytest.raises(ValueError, match="labels holds 11; expected 0 to 9, or 10"):
+    with pytest.raises(ValueError, match="labels holds 11; expected 0 to 9, or 10 for no class"):
         draw(flow_run, torch.tensor([11]), NUMBERS[:1])
 
 

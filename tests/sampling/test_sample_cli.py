@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import sample
 from gspn_dit.errors import UserError
+from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import PixelAutoencoder
-from gspn_dit.locks import claimed_file
 from gspn_dit.sampling.sample_file import read_settings
 from tests.launch import ROOT, accelerate_launch
 
@@ -122,6 +124,10 @@ def test_steps_beyond_the_schedule_and_a_folder_that_is_no_run(ddpm_run, tmp_pat
         sample.main([str(tmp_path / "absent")])
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         sample.main([str(tmp_path)])
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(2)}, file)
+    with pytest.raises(UserError, match=r"model.safetensors is a safetensors file; expected a run folder"):
+        sample.main([str(file)])
 
 
 def test_a_disk_too_small_is_refused_before_sampling(flow_run, tmp_path, monkeypatch):
