@@ -26,8 +26,7 @@ from torch import nn
 
 from gspn_dit.config import Config, load_config
 from gspn_dit.errors import UserError
-from gspn_dit.files import sha256, sync_file, sync_folder
-from gspn_dit.filetypes import describe_file
+from gspn_dit.files import describe_file, sha256, sync_file, sync_folder
 from gspn_dit.models.networks import create_model
 from gspn_dit.models.weights import download, load_weights
 

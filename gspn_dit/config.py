@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import yaml
 
-from gspn_dit import schema, yaml_text
+from gspn_dit import schema
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing
-from gspn_dit.filetypes import describe_file
+from gspn_dit.files import describe_file, replacing
 from gspn_dit.models.settings import ModelConfig
 from gspn_dit.schema import Place
 
@@ -237,7 +236,7 @@ def parse_config(mapping: dict[str, Any]) -> Config:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; `UserError` when it is missing, not YAML, or empty."""
     try:
-        content = yaml_text.parse(path.read_text(encoding="utf-8"))
+        content = schema.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         found = f"it is {describe_file(path)}" if path.exists() else error.strerror
         raise UserError(f"cannot read config {path}: {found}; see configs/") from error
@@ -246,7 +245,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = "" if kind == "a text" else f"it is {kind}: "
         raise UserError(f"{path} is not valid YAML: {found}{' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
-        content = content.value if isinstance(content, yaml_text.Written) else content
+        content = content.value if isinstance(content, schema.Written) else content
         found = "is empty" if content in (None, {}) else f"holds {type(content).__name__}"
         raise UserError(f"{path} {found}: expected a mapping with run_dir, model, data and train")
     return content
@@ -260,14 +259,14 @@ def apply_override(mapping: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):
         below = mapping.setdefault(parent, {})
-        if isinstance(below, yaml_text.Written) and isinstance(
+        if isinstance(below, schema.Written) and isinstance(
             below.value, dict
         ):  # of an override before this one
             below = mapping[parent] = below.value
         if not isinstance(below, dict):
             raise UserError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' has no keys below it")
         mapping = below
-    mapping[last] = yaml_text.parse_value(text)
+    mapping[last] = schema.parse_value(text)
 
 
 def resolve_memory(config: Config) -> Config:

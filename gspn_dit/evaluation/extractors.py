@@ -15,8 +15,7 @@ import torch
 
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.digits import FEATURES, classifier_key, load_classifier, to_digits
-from gspn_dit.files import require_home, sha256
-from gspn_dit.filetypes import describe_file
+from gspn_dit.files import describe_file, require_home, sha256
 
 PUBLISHED_HASH = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 of the weights that torch-fidelity publishes; its start is part of their file name."""

@@ -14,8 +14,7 @@ from PIL import Image
 
 from gspn_dit.data.images import find_images
 from gspn_dit.errors import UserError
-from gspn_dit.files import content_key, sha256
-from gspn_dit.filetypes import describe_file
+from gspn_dit.files import content_key, describe_file, sha256
 
 LOSSLESS = {".png", ".apng", ".bmp", ".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".tga", ".pcx"}
 """Formats that keep 8-bit RGB as it is; all others count as lossy."""

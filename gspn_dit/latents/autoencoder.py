@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import require_home
-from gspn_dit.filetypes import describe_file
+from gspn_dit.files import describe_file, require_home
 from gspn_dit.models.weights import HUB_CACHES
 
 DECODE_CHUNK = 16

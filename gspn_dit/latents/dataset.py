@@ -22,8 +22,7 @@ import torch
 
 from gspn_dit import schema
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing
-from gspn_dit.filetypes import describe_file
+from gspn_dit.files import describe_file, replacing
 from gspn_dit.random import POSTERIOR, seed_of
 
 FORMAT = "gspn-dit latents"

@@ -19,8 +19,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import replacing, require_home
-from gspn_dit.filetypes import describe_file
+from gspn_dit.files import describe_file, replacing, require_home
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "config.yaml", "state.json", "README.md")
