@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from gspn_dit import config as config_module
-from gspn_dit import yaml_text
+from gspn_dit import schema
 from gspn_dit.config import Config, ModelConfig, load_config, save_config
 from gspn_dit.errors import UserError
 from gspn_dit.models.settings import ModelSettings
@@ -115,7 +115,7 @@ def test_broken_file(tmp_path, content, message):
 
 def test_a_key_that_a_merge_brings_may_be_given_again(tiny_yaml):
     text = "base: &base {steps: 1, batch_size: 8}\nmore: &more {<<: *base, steps: 2}\nlast: {<<: *more, steps: 3}\n"
-    read = yaml_text.parse(text)
+    read = schema.parse(text)
     assert [read[key]["steps"].value for key in ("base", "more", "last")] == [1, 2, 3]
 
 
