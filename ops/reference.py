@@ -41,13 +41,20 @@ def normalize(logits: torch.Tensor, normalization: str) -> torch.Tensor:
     `row_stochastic` divides the sigmoids by their sum over the neighbours that exist (arXiv 2501.12381,
     section 3.2), as a softmax of logsigmoid, which is finite for every finite logit.
     """
-    last = logits.shape[-3] - 1
-    place = torch.arange(last + 1, device=logits.device).unsqueeze(1)  # (N, 1)
-    missing = torch.cat([place == 0, place < 0, place == last], dim=1).unsqueeze(2)  # (N, 3, 1)
+    missing = missing_neighbours(logits.shape[-3], logits.device).unsqueeze(2)  # (N, 3, 1)
     if normalization == "row_stochastic":
         return F.logsigmoid(logits).masked_fill(missing, -torch.inf).softmax(dim=-2)
     weights = logits.sigmoid() if normalization == "sigmoid" else logits
     return weights.masked_fill(missing, 0)
+
+
+def missing_neighbours(length: int, device: torch.device) -> torch.Tensor:
+    """(N, 3): which of the neighbours -1, 0, +1 of a position lie outside a line of that length.
+
+    Nothing is written in place: torch.func.linearize, which folds constants, would lose it.
+    """
+    place = torch.arange(length, device=device).unsqueeze(1)  # (N, 1)
+    return torch.cat([place == 0, place < 0, place == length - 1], dim=1)
 
 
 def gated_merge_reference(h: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

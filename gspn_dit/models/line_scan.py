@@ -7,6 +7,7 @@ from torch import nn
 from gspn_dit.models.basics import fan_in_normal_, is_plain_linear, normalize
 from gspn_dit.models.settings import ModelSettings
 from ops import gated_merge, gspn_scan
+from ops.reference import missing_neighbours
 
 DIRECTIONS = ("right", "left", "down", "up")
 
@@ -102,7 +103,10 @@ class LineScan(nn.Module):
         if self.to_logits is None:
             return None
         logits = self.to_logits(z).unflatten(-1, (len(DIRECTIONS), 3, self.groups))
-        return logits if self.to_forget is None else row_stochastic(logits) * self.to_forget(z)
+        if self.to_forget is None:
+            return logits
+        keep = self.to_forget(z).sigmoid().unflatten(-1, (len(DIRECTIONS), 1, self.groups))
+        return row_stochastic(logits) * keep  # keep: (B, H, W, K, 1, G)
 
     def _scan(
         self, x: torch.Tensor, lam: torch.Tensor, weights: torch.Tensor | None, part: slice
@@ -133,7 +137,7 @@ class LineScan(nn.Module):
 
 
 class ForgetGate(nn.Linear):
-    """How much of the line before a position keeps, by direction and group: in (0, 1], so that bounds stay."""
+    """How much of the line before a position keeps, by direction and group: the logit of it, so that bounds stay."""
 
     def __init__(self, rank: int, groups: int) -> None:
         super().__init__(rank, len(DIRECTIONS) * groups)
@@ -146,11 +150,6 @@ class ForgetGate(nn.Linear):
         with torch.no_grad():
             self.bias.copy_(keep.logit().repeat(len(DIRECTIONS)))
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return (
-            super().forward(z).sigmoid().unflatten(-1, (len(DIRECTIONS), 1, self.groups))
-        )  # (B, H, W, K, 1, G)
-
 
 def row_stochastic(logits: torch.Tensor) -> torch.Tensor:
     """The weights of a row-stochastic scan along `DIRECTIONS` from its logits (B, H, W, K, 3, G), same shape.
@@ -159,9 +158,12 @@ def row_stochastic(logits: torch.Tensor) -> torch.Tensor:
     their sum over the neighbours that exist, and 0 for the others.
     """
     height, width = logits.shape[1:3]
-    missing = torch.zeros(height, width, len(DIRECTIONS), 3, 1, dtype=torch.bool, device=logits.device)
-    missing[0, :, :2, 0] = missing[-1, :, :2, 2] = True  # right, left: a line is a column
-    missing[:, 0, 2:, 0] = missing[:, -1, 2:, 2] = True  # down, up: a line is a row
+    rows = missing_neighbours(height, logits.device).view(
+        height, 1, 1, 3, 1
+    )  # right, left: a line is a column
+    columns = missing_neighbours(width, logits.device).view(1, width, 1, 3, 1)  # down, up: a line is a row
+    shape = (height, width, 2, 3, 1)
+    missing = torch.cat([rows.expand(shape), columns.expand(shape)], dim=2)  # (H, W, K, 3, 1)
     return F.logsigmoid(logits).masked_fill(missing, -torch.inf).softmax(dim=-2)
 
 

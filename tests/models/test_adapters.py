@@ -16,6 +16,10 @@ MODELS = {
     "DiT": ("DiT-S/4", {}),
     "a skip per direction": ("GSPN-DiT-S/4", {"direction_skip": True, "merge": "channel"}),
     "a linear merge": ("GSPN-DiT-S/4", {"direction_skip": True, "merge": "linear"}),
+    "a sum of gated maps": ("GSPN-DiT-S/4", {"merge": "sum", "direction_skip": True, "mlp": "swiglu"}),
+    "forget gates, one after the other": ("GSPN-DiT-S/4", {"forget": "learned", "scan_order": "sequential"}),
+    "one gate after the merge": ("GSPN-DiT-S/4", {"gate": "merged", "local_path": "modulated"}),
+    "inverted bottleneck": ("GSPN-DiT-S/4", {"block": "inverted_bottleneck", "gain_groups": 8}),
 }
 
 

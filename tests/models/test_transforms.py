@@ -12,6 +12,7 @@ MODELS = {
     "GSPN-DiT": ("GSPN-DiT-S/4", {}),
     "GSPN": ("GSPN-S/4", {"segment": 2}),
     "DiT": ("DiT-S/4", {}),
+    "forget gates": ("GSPN-DiT-S/4", {"forget": "learned", "scan_order": "sequential"}),
     "sigmoid weights": ("GSPN-DiT-S/4", {"normalization": "sigmoid", "direction_skip": True}),
 }
 each_model = pytest.mark.parametrize("name, overrides", MODELS.values(), ids=MODELS.keys())
@@ -56,6 +57,16 @@ def test_a_loss_of_the_tangent_trains_every_weight(name, overrides):
     for key, weight in weights.items():
         assert weight.grad.any(), key
         torch.testing.assert_close(gradients[key], weight.grad, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@each_model
+def test_linearized_it_has_the_same_tangent(name, overrides):
+    """linearize folds what is constant: nothing that the model computes may be written in place."""
+    model = small_model(name, **overrides).requires_grad_(False)
+    (x, t, y), (dx, dt) = batch(), directions()
+    run = lambda x, t: model(x, t, y)  # noqa: E731
+    _, linear = torch.func.linearize(run, x, t)
+    torch.testing.assert_close(linear(dx, dt), torch.func.jvp(run, (x, t), (dx, dt))[1])
 
 
 def test_gradients_per_sample():
