@@ -19,8 +19,8 @@ signals.ECHO = 0.0
 
 def main():
     with signals.noting(lambda: "half of it is kept"):
-        print("at work", flush=True)
         try:
+            print("at work", flush=True)
             time.sleep(30)
         finally:
             print("a bar that is closed", flush=True)

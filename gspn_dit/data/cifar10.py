@@ -1,17 +1,17 @@
 """CIFAR-10 as an image folder: python -m gspn_dit.data.cifar10 FOLDER [--source DIR]"""
 
 import argparse
+import contextlib
 import os
 import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from gspn_dit import errors
 from gspn_dit.errors import UserError
-from gspn_dit.files import cache_folder, claimed
+from gspn_dit.files import cache_folder, claimed, claimed_file, refuse_inputs
 from gspn_dit.progress import progress_bar
+from gspn_dit.signals import noting
 
 EPILOG = """\
 example:
@@ -48,9 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path is not None and path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: expected a folder")
     source = arguments.source or cache_folder() / "cifar10"
-    with claimed(arguments.folder):
+    refuse_inputs("FOLDER", arguments.folder, [("the source", source / "cifar-10-batches-py")])
+    kept = f"the images in {arguments.folder} are kept: the same command writes the others"
+    with claimed(arguments.folder), noting(lambda: kept):
         for split in ("train", "test"):
-            images, labels, names = load(source, split)
+            # The cache is everyone's; a folder that was given may be one that cannot be written.
+            with contextlib.nullcontext() if arguments.source else claimed_file(source, wait=True):
+                images, labels, names = load(source, split)
             written = write(arguments.folder / split, images, labels, names)
             print(f"{arguments.folder / split}: {len(images):,} images, {written:,} of them written now")
     return 0
@@ -58,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def load(source: Path, split: str):
     """Images (n, 32, 32, 3) uint8, labels and the classes' names, from torchvision's files, which are checked."""
-    # Speed: torchvision takes seconds to load; a rejected argument does not wait for it.
-    from torchvision.datasets import CIFAR10
+    from torchvision.datasets import CIFAR10  # after the arguments are found good: it takes seconds to load
 
     try:
         data = CIFAR10(str(source), train=split == "train", download=True)
@@ -74,6 +77,9 @@ def load(source: Path, split: str):
 
 def write(folder: Path, images, labels: Sequence[int], names: Sequence[str]) -> int:
     """Write the images of a split that are not there yet; how many these were."""
+    # Speed: `--help` and a rejected argument answer without it.
+    from PIL import Image
+
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
     written = 0
