@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gspn_dit.errors import ArgumentParser, UserError, run
 from gspn_dit.files import refuse_inputs
+from gspn_dit.names import printable
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -125,15 +126,15 @@ def report(manifest: "Manifest", folder: Path) -> None:
 
     encoded = manifest.images - manifest.skipped
     print(
-        f"{folder}: {encoded:,} images of {len(manifest.class_names):,} classes as latents of "
+        f"{printable(folder)}: {encoded:,} images of {len(manifest.class_names):,} classes as latents of "
         f"{'x'.join(map(str, manifest.latent_shape))}, both mirrors, {in_bytes(manifest.moments_bytes)}"
     )
     if not manifest.skipped:
         return
-    print(f"skipped {manifest.skipped:,} unreadable images, listed in {folder / 'skipped.txt'}:")
-    with open(folder / "skipped.txt", encoding="utf-8", errors="surrogateescape") as file:
+    print(f"skipped {manifest.skipped:,} unreadable images, listed in {printable(folder / 'skipped.txt')}:")
+    with open(folder / "skipped.txt", encoding="utf-8") as file:
         for line in islice(file, LISTED):
-            print("  " + line.rstrip("\n").replace("\t", ": "))
+            print("  " + printable(line.rstrip("\n").replace("\t", ": ")))
     if manifest.skipped > LISTED:
         print(f"  and {manifest.skipped - LISTED:,} more")
 

@@ -8,6 +8,7 @@ from gspn_dit import errors
 from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
 from gspn_dit.files import refuse_inputs
+from gspn_dit.names import printable
 
 EXAMPLES = """\
 examples:
@@ -140,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = sample_file(
             resolved, arguments.num, arguments.labels or "random", Path(arguments.npz), accelerator
         )
-        accelerator.print("\n".join(f"{key}: {value}" for key, value in settings.items()))
-        accelerator.print(f"samples: {arguments.npz}")
+        accelerator.print("\n".join(f"{key}: {printable(value)}" for key, value in settings.items()))
+        accelerator.print(f"samples: {printable(arguments.npz)}")
         accelerator.end_training()
         return 0
     out = Path(arguments.out or "grid.png")
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     request = resolved.request
     guidance = f"cfg-scale {request.cfg_scale:g}"
-    print(f"{request.sampler}, {request.steps} steps, {guidance}, seed {request.seed}: {out}")
+    print(f"{request.sampler}, {request.steps} steps, {guidance}, seed {request.seed}: {printable(out)}")
     return 0
 
 

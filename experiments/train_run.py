@@ -24,14 +24,15 @@ from gspn_dit.signals import Stopped
 from gspn_dit.training.log import read_metrics
 from gspn_dit.training.trainer import train
 
-NOT_FINITE = re.compile(r"step \d+: (loss|grad_norm) is (nan|-?inf)")
+NOT_FINITE = re.compile(r"step \d+: (loss|grad_norm) is (nan|-?inf)|.*\bnot finite\b")
+"""What training and sampling say of a loss, weights or images that are not finite."""
 
 
 def run_one(run: Run, results: Path, work: Path) -> dict[str, Any]:
     """Train, score and probe `run`; write and return its result. Raises `Stopped` when a signal stopped the training.
 
-    `work` holds the run folders, in which a stopped training continues. A training that ends in a loss that is
-    not finite is a result too: `diverged`, without scores.
+    `work` holds the run folders, in which a stopped training continues. A training that ends in a loss, or
+    in samples, that are not finite is a result too: `diverged`, without scores.
     """
     start = time.monotonic()
     run_dir = work / f"{run.name}-{run.key}"

@@ -5,9 +5,32 @@ memory: on a GPU the check would wait for the device, under compilation, export,
 are none.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+
+class NotFinite(FloatingPointError):
+    """A result holds NaN or infinity; `place` is that of the first such image in its batch."""
+
+    def __init__(self, what: str, place: int) -> None:
+        super().__init__(f"image {place} of the batch: {what}")
+        self.what, self.place = what, place
+
+
+def check_finite(values: torch.Tensor, what: str) -> None:
+    """Raise `NotFinite` for the first image of (B, ...) that holds NaN or infinity; waits for the device."""
+    finite = values.flatten(1).isfinite().all(dim=1)  # (B,)
+    if not finite.all():
+        place = int((~finite).nonzero()[0])
+        raise NotFinite(f"{what} not finite", place)
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None where there is none."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
 def check_batch(name: str, value: torch.Tensor, length: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from gspn_dit import signals
+from gspn_dit.names import forgive, printable
 
 INSTALL = "is not installed: run `make setup`, or pip install -r requirements.txt"
 OWN = ("gspn_dit", "ops", "experiments", "benchmarks")
@@ -18,6 +19,10 @@ OWN = ("gspn_dit", "ops", "experiments", "benchmarks")
 
 class UserError(Exception):
     """Bad input: the message is one line that says what is wrong, what was expected and what to do."""
+
+
+class NonFiniteError(UserError):
+    """A result that is NaN or infinite, and is not passed on."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -38,8 +43,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's `main`; its exit status.
 
     A `UserError`, a file that cannot be used, a full disk or a missing package becomes one line on stderr and exit
-    status 2; a signal that stops the program one line and 128 + its number.
+    status 2; a signal that stops the program one line and 128 + its number. What is printed may hold names that are
+    no clean text: see `names.forgive`.
     """
+    forgive()
     with signals.handling(signals.stop, lambda: "what was in hand is lost") as request:
         try:
             status = main()
@@ -53,7 +60,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             elif (message := one_line(error)) is None:
                 raise
             else:
-                print(f"error: {message}", file=sys.stderr)
+                print(f"error: {printable(message)}", file=sys.stderr)
                 status = 2
         if request.number:
             signals.flush_or_drop(sys.stdout, sys.stderr)

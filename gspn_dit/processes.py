@@ -1,4 +1,4 @@
-"""Several processes: which there are, and what one does for all.
+"""Several processes: which there are, and what one does and shows for all.
 
 The launcher decides processes and devices. Its other wishes are not taken, or refused: `accelerate launch` and an
 environment left over from it can ask for compilation, mixed precision, gradient accumulation and other ways of
@@ -7,9 +7,10 @@ sharding. Here the config decides these, so that it tells all that decides a num
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from accelerate.utils import (
     KwargsHandler,
     broadcast_object_list,
 )
+from tqdm import tqdm
 
 from gspn_dit.errors import UserError
 
@@ -114,3 +116,8 @@ def held_for_all(main: bool, lock: contextlib.AbstractContextManager[None]) -> I
     with contextlib.ExitStack() as stack:
         on_main_process(main, lambda: stack.enter_context(lock))
         yield
+
+
+def progress_bar(**settings: Any) -> tqdm:
+    """tqdm's bar on stderr; where no terminal shows it, and each state adds to a log, it is drawn twice a minute."""
+    return tqdm(mininterval=0.2 if sys.stderr.isatty() else 30, **settings)

@@ -1,6 +1,6 @@
 """The progress bar where no terminal shows it."""
 
-from gspn_dit.progress import progress_bar
+from gspn_dit.processes import progress_bar
 
 
 def test_a_log_gets_few_lines(capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 from gspn_dit import errors
 from gspn_dit.errors import UserError
 from gspn_dit.files import cache_folder, claimed, claimed_file, refuse_inputs
-from gspn_dit.progress import progress_bar
+from gspn_dit.processes import progress_bar
 from gspn_dit.signals import noting
 
 EPILOG = """\

@@ -22,7 +22,7 @@ from gspn_dit.data.batches import chunks
 from gspn_dit.data.images import ImageFolder, UnreadableImage, list_images, read_image
 from gspn_dit.errors import UserError
 from gspn_dit.files import content_key, sha256
-from gspn_dit.progress import progress_bar
+from gspn_dit.processes import progress_bar
 from gspn_dit.random import FLIP, seed_of
 
 MEMORY_SHARE = 1 / 4

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from gspn_dit.checks import check_images
+from gspn_dit.checks import NotFinite, check_finite, check_images
 from gspn_dit.diffusion.ddpm import DDPM, STEPS, Schedule
 from gspn_dit.diffusion.flow import Flow
 from gspn_dit.diffusion.guidance import Predict, check_guidance, guided
@@ -187,6 +187,7 @@ def sample(
     Raises:
         ValueError: a bad sampler, steps, cfg_scale or cfg_interval, labels that the model does not have, or noise
             of another shape than (len(y), C, H, W).
+        NotFinite (a FloatingPointError): an image came out with NaN or infinity; it says which, and since which t.
     """
     check_sampling(diffusion.objective, sampler, steps, cfg_scale, cfg_interval)
     predict = guided(model, y, cfg_scale, cfg_interval)
@@ -200,6 +201,21 @@ def sample(
         return drawn
 
     check_images("noise(0)", x, shape)
+    finite: list[
+        tuple[float, torch.Tensor]
+    ] = []  # of each model call: t, and (B,) on the device, read only in need
+
+    def watched(x: torch.Tensor, t: float) -> torch.Tensor:
+        prediction = predict(x, t)
+        finite.append((t, prediction.flatten(1).isfinite().all(dim=1)))
+        return prediction
+
     schedule = diffusion.schedule if diffusion.objective == "ddpm" else None
     run = _SAMPLERS[diffusion.objective][sampler]
-    return run(predict, x.to(y.device), steps, schedule, checked_noise, progress or (lambda: None))
+    x = run(watched, x.to(y.device), steps, schedule, checked_noise, progress or (lambda: None))
+    try:
+        check_finite(x, "its latents are")
+    except NotFinite as error:
+        since = next((f", since t = {t:g}" for t, good in finite if not good[error.place]), "")
+        raise NotFinite(f"{error.what}{since}", error.place) from None
+    return x

@@ -103,6 +103,7 @@ def write_name(axis: Any, row: Row, column: str, move: int, side: int) -> tuple[
         fontsize=8,
         ha="left" if side > 0 else "right",
         va="center",
+        parse_math=False,  # a $ in a name is one
         arrowprops={"arrowstyle": "-", "color": "0.6", "lw": 0.6} if move else None,
     )
     name.get_window_extent()  # puts the text where it will be drawn; its own box holds the line too

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from gspn_dit.data.mnist import CLASSES, load_digits
 from gspn_dit.files import cache_folder, claimed_file, content_key, replacing
-from gspn_dit.progress import progress_bar
+from gspn_dit.models.weights import read_tensors
+from gspn_dit.processes import progress_bar
 from gspn_dit.random import WEIGHTS, generator, seed_of
 
 FEATURES = 64
@@ -88,7 +89,7 @@ def load_classifier() -> DigitClassifier:
     if not path.exists():
         with claimed_file(path, wait=True):
             make_classifier(path)
-    classifier.load_state_dict(load_file(path))
+    classifier.load_state_dict(read_tensors(path))
     return classifier.eval()
 
 

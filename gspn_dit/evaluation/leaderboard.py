@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gspn_dit.errors import UserError
 from gspn_dit.files import claimed_file, write_json
+from gspn_dit.names import printable
 
 SCORES = ("fid", "sfid", "is", "precision", "recall")
 COLUMNS = ("model", "params_m", "budget", "images_seen_m", "guidance", *SCORES, "source")
@@ -74,7 +75,7 @@ def measured_cells(entry: dict) -> dict[str, str]:
     images, parameters, scale = (settings[key] for key in ("training_images", "parameters", "cfg_scale"))
     digits = {"fid": 2, "sfid": 2, "is": 2, "precision": 3, "recall": 3}
     return {
-        "model": settings["model"] or Path(settings["path"]).name,
+        "model": printable(settings["model"] or Path(settings["path"]).name),
         "params_m": "" if parameters is None else f"{parameters / 1e6:.3g}",
         "budget": "" if settings["training_step"] is None else f"{settings['training_step']:,} steps",
         "images_seen_m": "" if images is None else f"{images / 1e6:.3g}",

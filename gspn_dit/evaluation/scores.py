@@ -1,6 +1,7 @@
 """From samples and a reference to scores, what decides these, and whether published ones compare."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from gspn_dit.evaluation.verdict import (
     describe_samples,
     reasons_against,
 )
+from gspn_dit.names import printable
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
 
@@ -173,6 +175,11 @@ def compute(
             notes.append(
                 f"KID in subsets of {subset}, not {metrics.KID_SUBSET_SIZE:,}: there are too few images"
             )
+    for values in (scores, errors):
+        for key, value in values.items():
+            if value is not None and not math.isfinite(value):
+                values[key] = None
+                notes.append(f"no {'error of ' if values is errors else ''}{key}: it is {value}, not finite")
     return {**scores, "errors": errors, "notes": notes}
 
 
@@ -200,7 +207,7 @@ def format_scores(result: dict) -> str:
     settings = result["settings"]
     known = deciding(settings)
     lines = [*score_lines(result), *result["notes"]]
-    lines += [f"{key}: {value or 'not stated'}" for key, value in known.items()]
+    lines += [f"{key}: {printable(value or 'not stated')}" for key, value in known.items()]
     lines.append(COMPARABLE if result["comparable"] else "not comparable with published scores:")
     lines += [f"  - {reason}" for reason in result["reasons"]]
     if settings["preset"]:

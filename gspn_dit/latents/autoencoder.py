@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from gspn_dit.checks import NotFinite, check_finite, not_finite
 from gspn_dit.errors import UserError
 from gspn_dit.files import describe_file, require_home
 from gspn_dit.models.weights import HUB_CACHES
+from gspn_dit.names import utf8_path
 
 DECODE_CHUNK = 16
 """Images decoded at once: bounds the memory of a decode, whatever the batch of the sampler."""
@@ -26,7 +28,10 @@ class PixelAutoencoder:
     factor = 1
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 1 or 3, H, W) in [-1, 1] to images (B, H, W, 3) uint8 on the CPU; grey is repeated."""
+        """Pixels (B, 1 or 3, H, W) in [-1, 1] to images (B, H, W, 3) uint8 on the CPU; grey is repeated.
+
+        Raises `NotFinite` for NaN or infinity.
+        """
         if z.dim() != 4 or z.shape[1] not in (1, 3):
             raise ValueError(f"z: expected pixels (B, 1 or 3, H, W), got {tuple(z.shape)}")
         return to_uint8(z).expand(-1, -1, -1, 3).contiguous()
@@ -62,16 +67,21 @@ class LatentAutoencoder:
 
     @torch.inference_mode()
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, h, w) as the diffusion sees them to images (B, H, W, 3) uint8 on the CPU."""
+        """Latents (B, C, h, w) as the diffusion sees them to images (B, H, W, 3) uint8 on the CPU.
+
+        Raises `NotFinite` where the decoder gives NaN or infinity.
+        """
         if z.dim() != 4 or z.shape[1] != self.channels:
             raise ValueError(f"z: expected latents (B, {self.channels}, h, w), got {tuple(z.shape)}")
         side = [length * self.factor for length in z.shape[2:]]
         images = torch.empty(len(z), *side, 3, dtype=torch.uint8)
         for start in range(0, len(z), DECODE_CHUNK):
             latents = z[start : start + DECODE_CHUNK].to(self.vae.device, torch.float32)
-            images[start : start + DECODE_CHUNK] = to_uint8(
-                self.vae.decode(latents / self.scale + self.shift).sample
-            )
+            pixels = self.vae.decode(latents / self.scale + self.shift).sample
+            try:
+                images[start : start + DECODE_CHUNK] = to_uint8(pixels)
+            except NotFinite as error:
+                raise NotFinite(error.what, start + error.place) from None
         return images
 
 
@@ -89,7 +99,11 @@ def create_autoencoder(name_or_path: str | None, device: torch.device | str) -> 
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels (B, C, H, W) in [-1, 1], clamped and rounded: (B, H, W, C) uint8 on the CPU."""
+    """Pixels (B, C, H, W) in [-1, 1], clamped and rounded: (B, H, W, C) uint8 on the CPU.
+
+    Raises `NotFinite`: NaN would become black, and infinity white.
+    """
+    check_finite(pixels, "its pixels are")
     levels = (pixels.float() + 1).mul(127.5).round().clamp(0, 255)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
@@ -163,9 +177,10 @@ def load_files(folder: str, name: str) -> Any:
     from safetensors import SafetensorError
 
     try:
-        vae, report = AutoencoderKL.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        with utf8_path(folder) as path:
+            vae, report = AutoencoderKL.from_pretrained(
+                path, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"autoencoder '{name}' cannot be read: {first_line(error)}; save or download it again"
@@ -174,6 +189,9 @@ def load_files(folder: str, name: str) -> Any:
         raise UserError(
             f"autoencoder '{name}' lacks the weight {report['missing_keys'][0]}; save or download it again"
         )
+    broken = not_finite(vae.state_dict())
+    if broken:
+        raise UserError(f"autoencoder '{name}': {broken} is not finite; save or download it again")
     if vae.config.latents_mean is not None or vae.config.latents_std is not None:
         raise UserError(
             f"autoencoder '{name}' normalises latents per channel (latents_mean, latents_std), which is not "

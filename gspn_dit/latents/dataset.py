@@ -3,8 +3,9 @@
     manifest.json   format and version, autoencoder, image size, counts, class names, float16 error
     moments.bin     (images, 2, 2, C, h, w) float16: for the image and its mirror image, mean and log-variance
     labels.npy      (images,) int64, -1 for an image that was skipped
-    images.json     the path of every image, relative to the image folder
-    skipped.txt     path and reason of every skipped image
+    images.json     the path of every image, relative to the image folder; its bytes are
+                    path.encode("utf-8", "surrogateescape")
+    skipped.txt     path and reason of every skipped image; what is no clean text in a path is escaped (\\xf1)
 
 A mirror is a row of its own because the latent of a mirrored image is not the mirrored latent.
 """

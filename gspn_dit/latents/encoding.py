@@ -4,9 +4,10 @@ Work is cut into chunks of images. A chunk's moments are written and synced, the
 that it is done and which images it skipped: a killed run loses the chunks in hand and nothing else.
 """
 
+import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,14 +16,14 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from gspn_dit.checks import NotFinite, check_finite
 from gspn_dit.data.images import ImageFolder, UnreadableImage, read_image
-from gspn_dit.errors import UserError
+from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed
 from gspn_dit.latents.autoencoder import LatentAutoencoder
 from gspn_dit.latents.dataset import DTYPE, MIRRORS, Manifest
 from gspn_dit.latents.store import LatentStore, describe
-from gspn_dit.processes import held_for_all
-from gspn_dit.progress import progress_bar
+from gspn_dit.processes import held_for_all, progress_bar
 from gspn_dit.signals import noting
 
 
@@ -145,13 +146,18 @@ class Encoder:
         """
         start = time.perf_counter()
         rows = Rows(self.images, self.size)
-        contents = (content for _, content in map(rows.__getitem__, range(len(rows))))
-        readable = (content for content in contents if not isinstance(content, str))
-        pixels = list(itertools.islice(readable, self.batch_size))
+        contents = map(rows.__getitem__, range(len(rows)))
+        readable = (item for item in contents if not isinstance(item[1], str))
+        numbers, pixels = [], []
+        for number, content in itertools.islice(readable, self.batch_size):
+            numbers.append(number)
+            pixels.append(content)
         if not pixels:
             raise UserError(f"image folder {self.images.root}: none of its {len(rows):,} images can be read")
         reading = (time.perf_counter() - start) / len(pixels)
         moments = mirrored_moments(self.autoencoder, np.stack(pixels))
+        with self.naming(numbers, range(len(numbers))):
+            to_float16(moments)
         start = time.perf_counter()
         mirrored_moments(self.autoencoder, np.stack(pixels))
         encoding = (time.perf_counter() - start) / len(pixels)
@@ -171,13 +177,27 @@ class Encoder:
         skipped: dict[int, str] = {}
         with self.progress(sum(map(len, chunks))) as bar, self.store.writer() as writer:
             for batch in loader:
-                writer.write(batch.rows[0], stored_moments(batch, self.autoencoder, manifest))
+                with self.naming(batch.rows, batch.readable):
+                    moments = stored_moments(batch, self.autoencoder, manifest)
+                writer.write(batch.rows[0], moments)
                 skipped |= batch.skipped
                 bar.update(len(batch.rows))
                 finished = ends.get(batch.rows[-1] + 1)
                 if finished is not None:
                     writer.finish_chunk(finished, skipped)
                     skipped = {}
+
+    @contextlib.contextmanager
+    def naming(self, rows: Sequence[int], readable: Sequence[int]) -> Iterator[None]:
+        """Turn `NotFinite`, which knows the place among the readable images, into an error that names the file."""
+        try:
+            yield
+        except NotFinite as error:
+            path = self.images.root / self.images.paths[rows[readable[error.place]]]
+            raise NonFiniteError(
+                f"{path}: the autoencoder gives moments that are not finite in float16: check its weights, or move "
+                "the image away"
+            ) from error
 
     def progress(self, total: int) -> tqdm:
         """A bar of the first process's share of the work."""
@@ -204,10 +224,9 @@ def mirrored_moments(autoencoder: LatentAutoencoder, pixels: np.ndarray) -> torc
 
 
 def to_float16(moments: torch.Tensor) -> np.ndarray:
-    """Moments as they are stored; raises `UserError` for values that float16 cannot hold."""
+    """Moments (B, ...) as they are stored; raises `NotFinite` for values that float16 cannot hold."""
     stored = moments.half()
-    if not torch.isfinite(stored).all():
-        raise UserError("the autoencoder gives moments that are not finite in float16: check its weights")
+    check_finite(stored, "its moments are")
     return stored.numpy().astype(DTYPE, copy=False)
 
 

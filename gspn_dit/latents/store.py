@@ -21,6 +21,7 @@ from gspn_dit.errors import UserError
 from gspn_dit.files import LEFTOVER, leftovers, remove_folder, replacing
 from gspn_dit.latents.autoencoder import LatentAutoencoder
 from gspn_dit.latents.dataset import Manifest, read_manifest
+from gspn_dit.names import canonical, printable
 
 CHUNK = 256
 """Images of a chunk; fixed, so that a run may be resumed with another number of processes."""
@@ -43,7 +44,7 @@ def describe(images: ImageFolder, autoencoder: LatentAutoencoder, size: int) -> 
     if size % autoencoder.factor:
         raise UserError(f"image size {size}: the autoencoder needs a multiple of {autoencoder.factor}")
     side = size // autoencoder.factor
-    paths = "\0".join(images.paths).encode("utf-8", "surrogateescape")
+    paths = "\0".join(images.paths).encode("utf-8", "surrogateescape")  # the names' bytes, in any locale
     return Manifest(
         autoencoder=autoencoder.name,
         weights_hash=autoencoder.weights_hash,
@@ -53,7 +54,7 @@ def describe(images: ImageFolder, autoencoder: LatentAutoencoder, size: int) -> 
         images=len(images.paths),
         skipped=0,
         latent_shape=(autoencoder.channels, side, side),
-        class_names=tuple(images.class_names),
+        class_names=tuple(map(canonical, images.class_names)),
         images_hash=hashlib.sha256(paths).hexdigest(),
         float16_error={},
         complete=False,
@@ -159,10 +160,12 @@ class LatentStore:
         with replacing(self.folder / "labels.npy") as file:
             np.save(file, labels)
         with replacing(self.folder / "images.json") as file:
-            file.write(json.dumps(images.paths, indent=0).encode())
+            file.write(json.dumps([canonical(path) for path in images.paths], indent=0).encode())
         with replacing(self.folder / "skipped.txt") as file:
-            lines = (f"{images.paths[row]}\t{reason}\n" for row, reason in reasons.items())
-            file.write("".join(lines).encode("utf-8", "surrogateescape"))
+            lines = (
+                f"{printable(images.paths[row])}\t{printable(reason)}\n" for row, reason in reasons.items()
+            )
+            file.write("".join(lines).encode())
         replace(manifest, skipped=len(reasons), complete=True).save(self.folder)
 
     def drop_journal(self) -> None:

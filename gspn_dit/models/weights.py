@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gspn_dit.errors import UserError
+from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import describe_file, replacing, require_home
+from gspn_dit.names import utf8_path
 
 WEIGHTS = "model.safetensors"
 FILES = (WEIGHTS, "config.json", "config.yaml", "state.json", "README.md")
@@ -103,11 +104,17 @@ def card(model: nn.Module, training: str = "") -> str:
     )
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """What a safetensors file holds, whatever its name; SafetensorError or OSError where it cannot be read."""
+    with utf8_path(path) as name:
+        return load_file(name)
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a model, sharded or not, from a safetensors file; `UserError` when they do not belong together."""
     try:
-        source = load_file(path)
+        source = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read weights {path}: {told(path, error)}") from error
     target = model.state_dict()
@@ -115,6 +122,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
         expected, found = (list(side[name].shape) if name in side else "none" for side in (target, source))
         if expected != found:
             raise UserError(f"{path} is of another model: for {name} it has {found}, expected {expected}")
+        if not source[name].isfinite().all():
+            raise NonFiniteError(
+                f"{path}: {name} is not finite; take another checkpoint, or download it again"
+            )
         target[name].copy_(shard_like(source[name], target[name]))
 
 

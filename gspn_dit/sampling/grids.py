@@ -11,7 +11,7 @@ from gspn_dit.config import Config
 from gspn_dit.diffusion import default_sampler
 from gspn_dit.files import replacing
 from gspn_dit.latents.autoencoder import Autoencoder
-from gspn_dit.sampling.generation import generate
+from gspn_dit.sampling.generation import decode, sample_latents
 
 GRID_BORDER = 2
 """Black pixels between the images of a grid."""
@@ -35,16 +35,19 @@ def grid_classes(config: Config, num_classes: int) -> list[int]:
 def draw_grid(
     model: nn.Module, config: Config, decoder: Autoencoder | NoDecoder, device: torch.device
 ) -> tuple[torch.Tensor, int]:
-    """Samples as `config.sample` says, (n, H, W, 3) uint8, and the number of rows: one per class."""
+    """Samples as `config.sample` says, (n, H, W, 3) uint8, and the number of rows: one per class.
+
+    Raises `NonFiniteError` for an image that is NaN or infinite.
+    """
     settings = config.sample
     classes = grid_classes(config, model.num_classes)
     labels = torch.tensor(classes).repeat_interleave(settings.per_class)
-    batches = generate(
+    numbers = torch.arange(len(labels))
+    batches = sample_latents(
         model,
         config,
-        decoder,
         labels,
-        torch.arange(len(labels)),
+        numbers,
         seed=config.train.seed,
         sampler=settings.sampler or default_sampler(config.diffusion.objective),
         steps=settings.steps,
@@ -54,7 +57,9 @@ def draw_grid(
         device=device,
         progress=False,
     )
-    return torch.cat([images for _, images in batches]), len(classes)
+    # Decoded last: what goes wrong there, on one process alone, leaves no other waiting in a sharded model.
+    latents = torch.cat([latents for _, _, latents in batches])
+    return decode(decoder, latents, numbers, labels), len(classes)
 
 
 def save_grid(images: torch.Tensor | np.ndarray, rows: int, path: str | Path) -> None:

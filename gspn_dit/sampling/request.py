@@ -12,7 +12,7 @@ from torch import nn
 from gspn_dit.checkpoint import find_checkpoint, load_model, parts_of_run, read_state
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
-from gspn_dit.errors import UserError
+from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder
 from gspn_dit.processes import held_for_all, on_main_process
@@ -197,7 +197,11 @@ def fill(
         model, autoencoder, y, indices, accelerator.device, progress=accelerator.is_main_process
     )
     places = iter(y.split(resolved.request.batch_size))
-    file.write(shards, ((images.numpy(), next(places).numpy()) for _, images in batches))
+    try:
+        file.write(shards, ((images.numpy(), next(places).numpy()) for _, images in batches))
+    except NonFiniteError:
+        file.close_unused()
+        raise
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         file.merge()

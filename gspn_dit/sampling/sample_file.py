@@ -90,6 +90,11 @@ class SampleFile:
         if read_json(self.parts / "settings.json") is None:
             write_json(self.parts / "settings.json", self.settings)
 
+    def close_unused(self) -> None:
+        """Remove the folder of shards while there is none: other settings may then take the name."""
+        if not any(self.parts.glob("*.npz")):
+            shutil.rmtree(self.parts, ignore_errors=True)
+
     @property
     def complete(self) -> bool:
         """Whether the file is there, with these settings, which are written after it."""

@@ -1,5 +1,6 @@
 """The record of a run: metrics.jsonl, and from it tensorboard, Weights & Biases and loss.png."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Any
 from gspn_dit.config import Config, to_mapping
 from gspn_dit.errors import UserError
 from gspn_dit.files import replacing
+from gspn_dit.names import printable, utf8_path
 
 
 class MetricsLog:
@@ -27,8 +29,20 @@ class MetricsLog:
         with replacing(self.path) as file:
             file.writelines(encode(row) for row in rows)
         self.file = open(self.path, "ab")  # noqa: SIM115 (open as long as the run)
-        self.tensorboard = open_tensorboard(config, step) if config.train.tensorboard else None
+        self.names = contextlib.ExitStack()
+        self.tensorboard = self.open_tensorboard(config, step) if config.train.tensorboard else None
         self.wandb = open_wandb(config) if config.train.wandb else None
+
+    def open_tensorboard(self, config: Config, step: int) -> Any:
+        try:
+            # Speed: tensorboard takes a second, and a run may do without it.
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "train.tensorboard needs tensorboard: pip install tensorboard, or set it to false"
+            ) from error
+        folder = self.names.enter_context(utf8_path(config.run_dir))
+        return SummaryWriter(Path(folder) / "tensorboard", purge_step=step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; it survives a kill from here on."""
@@ -50,6 +64,7 @@ class MetricsLog:
         self.file.close()
         if self.tensorboard:
             self.tensorboard.close()
+        self.names.close()
         if self.wandb:
             self.wandb.finish()
 
@@ -95,17 +110,6 @@ def free_name(path: Path) -> Path:
     return next(new for name in names if not os.path.lexists(new := path.with_name(name)))
 
 
-def open_tensorboard(config: Config, step: int) -> Any:
-    try:
-        # Speed: tensorboard takes a second, and a run may do without it.
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "train.tensorboard needs tensorboard: pip install tensorboard, or set it to false"
-        ) from error
-    return SummaryWriter(Path(config.run_dir) / "tensorboard", purge_step=step + 1)
-
-
 def wandb_id(run_dir: Path) -> str:
     """The run's own id, kept in its folder: the folder's name may be that of other runs too."""
     path = run_dir / "wandb_id"
@@ -125,7 +129,7 @@ def open_wandb(config: Config) -> Any:
         raise UserError("train.wandb needs wandb: pip install wandb, or leave it null") from error
     return wandb.init(
         project=config.train.wandb,
-        name=Path(config.run_dir).name,
+        name=printable(Path(config.run_dir).name),
         id=wandb_id(Path(config.run_dir)),
         resume="allow",
         dir=config.run_dir,
@@ -148,7 +152,8 @@ def plot_loss(run_dir: str | Path) -> Path:
     measured = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
     if measured:
         axes.plot(*zip(*measured, strict=True), color="C1", marker=".", label="validation (squared error)")
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title=run_dir.name)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.set_title(printable(run_dir.name), parse_math=False)  # a $ in a name is one
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     with replacing(run_dir / "loss.png") as file:

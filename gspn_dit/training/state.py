@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from gspn_dit.checkpoint import Writer, checkpoint_name, read_state
+from gspn_dit.checks import not_finite
 from gspn_dit.config import Config, save_config
-from gspn_dit.models.weights import load_weights, save_tensors, shard_like, whole
+from gspn_dit.models.weights import load_weights, read_tensors, save_tensors, shard_like, whole
 from gspn_dit.training.ema import EMA
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -28,8 +28,8 @@ def save_checkpoint(
 ) -> str | None:
     """Write a checkpoint for `state["step"]`; return what went wrong, None when all went well.
 
-    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (full disk)
-    leaves no trace and raises nothing, so that the processes stay together.
+    Every process must call this, as it gathers shards; the `main` one writes. A failure to write (full disk), or
+    weights that are not finite, leaves no trace and raises nothing, so that the processes stay together.
     """
     folder = Path(run_dir) / "checkpoints" / checkpoint_name(state["step"])
     writer = Writer(folder) if main else None
@@ -41,6 +41,9 @@ def save_checkpoint(
         with ema.swapped() if name.startswith("ema") else contextlib.nullcontext():
             tensors = gather()
             if writer:
+                broken = not_finite(tensors)
+                if broken and writer.problem is None:
+                    writer.problem = f"{name.split('.')[0]}: {broken} is not finite"
                 writer.attempt(name, lambda path, tensors=tensors: save_tensors(tensors, path))
     if not writer:
         return None
@@ -70,7 +73,7 @@ def load_training_state(
     load_weights(model, folder / "ema.safetensors")
     ema.copy_from_model()
     load_weights(model, folder / "model.safetensors")
-    moments = load_file(folder / "optimizer.safetensors")
+    moments = read_tensors(folder / "optimizer.safetensors")
     groups = optimizer.state_dict()
     groups["state"] = {
         index: {moment: shard_like(moments[f"{moment}.{name}"], parameter) for moment in MOMENTS}

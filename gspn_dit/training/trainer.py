@@ -3,8 +3,6 @@
 import contextlib
 import errno
 import math
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,11 +24,10 @@ from gspn_dit.checkpoint import (
 from gspn_dit.config import Config, TrainConfig, load_config, save_config
 from gspn_dit.data import describe_dataset
 from gspn_dit.data.batches import Batch, Batches
-from gspn_dit.errors import UserError
+from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed
 from gspn_dit.models.weights import load_weights
-from gspn_dit.processes import held_for_all, not_taken, on_main_process
-from gspn_dit.progress import progress_bar
+from gspn_dit.processes import held_for_all, not_taken, on_main_process, progress_bar
 from gspn_dit.sampling.grids import NoDecoder, draw_grid, save_grid
 from gspn_dit.training.build import (
     block_classes,
@@ -42,6 +39,7 @@ from gspn_dit.training.build import (
     create_optimizer,
     fit_to_data,
 )
+from gspn_dit.training.clock import Clock
 from gspn_dit.training.ema import EMA
 from gspn_dit.training.log import MetricsLog
 from gspn_dit.training.results import check_tools, finish_run, open_decoder
@@ -157,8 +155,11 @@ class Trainer:
             signals.say(
                 f"stopped by {signals.name_of(stopped)} at step {self.step}; the same command continues"
             )
-        elif self.main:
-            finish_run(self.config, self.decoder, self.accelerator.device, fresh, self.report)
+        else:
+            device = self.accelerator.device
+            on_main_process(
+                self.main, lambda: finish_run(self.config, self.decoder, device, fresh, self.report)
+            )
         self.accelerator.wait_for_everyone()
         return signals.exit_status(stopped) if stopped else 0
 
@@ -277,7 +278,11 @@ class Trainer:
     def sample(self) -> None:
         """A grid from the EMA weights; all processes draw it, as a sharded model needs, and one writes it."""
         with self.clock.paused(), self.ema.swapped():
-            images, rows = draw_grid(self.model, self.config, self.decoder, self.accelerator.device)
+            try:
+                images, rows = draw_grid(self.model, self.config, self.decoder, self.accelerator.device)
+            except NonFiniteError as error:  # of guidance or a decoder: the training itself may be sound
+                self.report(f"step {self.step}: no sample grid: {error}")
+                return
         if self.main:
             save_grid(images, rows, self.run_dir / "samples" / f"step_{self.step:08d}.png")
 
@@ -348,27 +353,6 @@ class Trainer:
     def report(self, message: str) -> None:
         if self.main:
             tqdm.write(message)
-
-
-class Clock:
-    """Steps per second between laps, without the pauses for samples and checkpoints."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.start = time.perf_counter()
-
-    def lap(self, step: int) -> float:
-        """Steps per second since the last lap, which ended at another step."""
-        now = time.perf_counter()
-        speed = (step - self.step) / (now - self.start)
-        self.step, self.start = step, now
-        return speed
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.start += time.perf_counter() - begin
 
 
 def what_is_kept(run_dir: Path) -> str:

@@ -105,7 +105,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "gone", "new"), CHANGES, ids=lambda v: str(v))
+@pytest.mark.parametrize(("overrides", "gone", "new"), CHANGES, ids=lambda v: str(sorted(v) if isinstance(v, set) else v))
 def test_a_setting_changes_its_weights_and_its_key_alone(overrides, gone, new):
     base, changed = model(groups=4), model(groups=4, **overrides)
     before, after = (shapes(network.blocks[0]) for network in (base, changed))

@@ -280,3 +280,30 @@ def test_missing_decoder_stops_nothing_unless_asked_for(train_run, monkeypatch, 
     assert not (run_dir / "samples").exists()
     with pytest.raises(UserError, match="/no/decoder"):
         train_run("asked", "data.autoencoder=/no/decoder")
+
+
+def test_a_grid_that_is_not_finite_does_not_end_the_training(train_run, tmp_path, capsys):
+    """But the run's own pictures, asked for at its end, cannot be made, and the run says so."""
+    with pytest.raises(UserError, match=r"^image 0 \(class 0\): its latents are not finite, since t = "):
+        train_run(
+            "run", "train.sample_every=4", "sample.cfg_scale=1.0e+38", "sample.steps=4", "model.label_std=1.0"
+        )
+    run_dir = tmp_path / "run"
+    said = capsys.readouterr().out
+    assert [f"step {step}: no sample grid: image 0 (class 0)" in said for step in (4, 8)] == [True, True]
+    assert latest_checkpoint(run_dir).name == "step_00000010"
+    assert (run_dir / "loss.png").exists() and not (run_dir / "samples").exists()
+
+
+def test_weights_that_are_not_finite_make_no_checkpoint(train_run, monkeypatch):
+    original = EMA.update
+
+    def spoil(self, step):
+        original(self, step)
+        if step == 9:
+            with torch.no_grad():
+                self.parameters()[-1].fill_(torch.inf)
+
+    monkeypatch.setattr(EMA, "update", spoil)
+    with pytest.raises(UserError, match=r"step 10: no checkpoint written \(model: [\w.]+ is not finite\)"):
+        train_run("run")
