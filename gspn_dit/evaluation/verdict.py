@@ -62,6 +62,10 @@ TRACED = {
 """What drew them."""
 
 
+OTHERS = {"digits": "the digit classifier", "efficientnet": "EfficientNet-Lite0"}
+"""What features are of, where they are not Inception's."""
+
+
 def reasons_against(settings: dict) -> list[str]:
     """Why scores may not stand beside published ones; empty if they may.
 
@@ -71,7 +75,10 @@ def reasons_against(settings: dict) -> list[str]:
     weights, reference = settings["inception_published"], settings["reference_virtual"]
     size, other = settings["sample_size"], settings["reference_size"]
     checks = [
-        (settings["features"] == "inception", "features are of the digit classifier, not of Inception"),
+        (
+            settings["features"] == "inception",
+            f"features are of {OTHERS.get(settings['features'])}, not of Inception",
+        ),
         (
             settings["features"] != "inception" or weights,
             "Inception's weights are not the published ones (another hash)",
