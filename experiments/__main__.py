@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from experiments import kernel, propagation, report, throughput, untrained
+from experiments import kernel, mixers_plan, propagation, report, throughput, untrained
+from experiments.mixers_plan import STUDIES, mixer_runs, study_folder
+from experiments.mixers_run import check_same_images
 from experiments.plan import CHECKS, EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
 from experiments.pool import is_done, run_all, worker_count
 from gspn_dit import errors
@@ -15,7 +17,8 @@ from gspn_dit.files import claimed
 from gspn_dit.signals import noting
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("kernel", *EXPERIMENTS)
+MIXERS = "mixers"
+NAMES = ("kernel", *EXPERIMENTS, MIXERS)
 RATES = "rates"
 """Not an experiment but a check of their common learning rate, done when it is asked for, like CHECKS."""
 
@@ -31,10 +34,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         nargs="+",
         choices=(*NAMES, *CHECKS, RATES),
-        default=NAMES,
         metavar="NAME",
         help=f"{', '.join(NAMES)}; or checks that are not among the default: {RATES}, of the learning rate, and "
         "lines, of what the scan adds on longer ones",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        default=ROOT / mixers_plan.DATA,
+        help=f"the images of {MIXERS}: CIFAR-10 as `python -m gspn_dit.data.cifar10 {mixers_plan.DATA}` writes it "
+        f"(default: {mixers_plan.DATA} in this repository)",
     )
     parser.add_argument(
         "--out",
@@ -61,8 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         choose_device(scale)
         workers = worker_count() if arguments.workers is None else arguments.workers
         work = arguments.out / "runs" / "experiments" / scale.name
+        names = tuple(arguments.only or NAMES)
         with claimed(work), noting(lambda: "what is done is kept: the same command does the rest"):
-            failed = run_experiments(scale, tuple(arguments.only), results, work, workers)
+            failed = run_experiments(scale, names, results, work, workers)
+        if MIXERS in names:
+            folder = study_folder(work)
+            with claimed(folder), noting(lambda: "what is done is kept: the same command does the rest"):
+                failed += run_mixers(arguments, scale, study_folder(results), folder, workers)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
     return 1 if failed else 0
 
@@ -92,6 +107,35 @@ def run_experiments(
     if set(names) & {"local", "merge", "attention"}:
         throughput.run(scale, results / "throughput.json")
     return run_all([*rates, *trainings], results, work, workers)
+
+
+def run_mixers(
+    arguments: argparse.Namespace, scale: Scale, results: Path, work: Path, workers: int
+) -> list[str]:
+    """The trainings of the study of the mixer that are missing; the failed ones.
+
+    Without its images, or a study of this scale, a `UserError` when it was asked for by name, else a word.
+    """
+    problem = None
+    if scale.name not in STUDIES:
+        problem = f"{MIXERS} has no scale {scale.name}: expected one of {', '.join(STUDIES)}"
+    else:
+        study = STUDIES[scale.name]
+        runs = mixer_runs(study, arguments.data.resolve())
+        waiting = [run for run in runs if not is_done(run, results)]
+        print(mixers_plan.describe(study, runs, waiting, max(1, workers)), flush=True)
+        if waiting and not arguments.data.is_dir():
+            problem = (
+                f"{MIXERS}: no images in {arguments.data}: `python -m gspn_dit.data.cifar10 {arguments.data}` "
+                "writes them, or name their folder with --data"
+            )
+    if problem is None:
+        check_same_images(waiting, results)
+        return run_all(runs, results, work, workers)
+    if arguments.only:
+        raise errors.UserError(problem)
+    print(f"left out: {problem}")
+    return []
 
 
 if __name__ == "__main__":

@@ -163,6 +163,8 @@ class Run:
     seed: int
     settings: dict[str, Any]
     seconds: float
+    data: str | None = None
+    """The folder that images are read from, which is no setting; None for digits."""
 
     @property
     def key(self) -> str:

@@ -37,7 +37,8 @@ def run_all(runs: list[Run], results: Path, work: Path, workers: int) -> list[st
     waiting = [run for run in runs if not is_done(run, results)]
     if not waiting:
         return []
-    load_classifier()  # trained once here, not by every worker
+    if any(run.data is None for run in waiting):
+        load_classifier()  # of digits: trained once here, not by every worker
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="training runs", unit="run") as bar:
         if workers == 0:
             for run in waiting:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from experiments import sections
 from experiments.kernel_section import kernel_section
+from experiments.mixers_section import load_mixers, mixers_section
 from experiments.plan import COMPARED, Scale, rate_runs, training_runs
 from experiments.stability_section import stability_section
 from experiments.summary import load_json, load_settings
@@ -39,6 +40,9 @@ def write_report(scale: Scale, results: Path, docs: Path) -> Path:
         **{name: load_json(results / f"{name}.json") for name in MEASURED},
     )
     built = [build(data, charts) for build in BUILDERS]
+    mixers = load_mixers(scale.name, results)
+    if mixers:
+        built.append(mixers_section(mixers, charts))
     text = "\n\n".join(
         [sections.header(data), summary(built), *(section.markdown(name) for section in built)]
     )

@@ -1,5 +1,6 @@
 """One training run in one process: train as train.py does, score, probe, and write one JSON."""
 
+import copy
 import datetime
 import json
 import platform
@@ -11,11 +12,12 @@ from typing import Any
 
 import torch
 
+from experiments.mixers_run import measure_images
 from experiments.plan import Run
 from experiments.probe import probe_model
 from gspn_dit import errors, files
 from gspn_dit.checkpoint import load_model
-from gspn_dit.config import parse_config
+from gspn_dit.config import Config, parse_config
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.demo import distances, draw
 from gspn_dit.evaluation.digits import load_classifier, to_digits
@@ -36,7 +38,7 @@ def run_one(run: Run, results: Path, work: Path) -> dict[str, Any]:
     """
     start = time.monotonic()
     run_dir = work / f"{run.name}-{run.key}"
-    config = parse_config({"run_dir": str(run_dir), **run.settings["config"]})
+    config = read_config(run, run_dir)
     result = {
         "name": run.name,
         "variant": run.variant,
@@ -49,7 +51,7 @@ def run_one(run: Run, results: Path, work: Path) -> dict[str, Any]:
     try:
         if status := train(config):
             raise Stopped(status - 128)
-        result |= measure(run, config, run_dir)
+        result |= (measure if run.data is None else measure_images)(run, config, run_dir)
     except UserError as error:
         if not NOT_FINITE.match(str(error)):
             raise
@@ -65,7 +67,15 @@ def run_one(run: Run, results: Path, work: Path) -> dict[str, Any]:
     return result
 
 
-def measure(run: Run, config: Any, run_dir: Path) -> dict[str, Any]:
+def read_config(run: Run, run_dir: Path) -> Config:
+    """The config of a run in its folder, with the images where they lie."""
+    mapping = copy.deepcopy(run.settings["config"])
+    if run.data is not None:
+        mapping["data"]["path"] = run.data
+    return parse_config({"run_dir": str(run_dir), **mapping})
+
+
+def measure(run: Run, config: Config, run_dir: Path) -> dict[str, Any]:
     """Scores of unguided samples from the averaged weights, and the probe of positions."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, _, _ = load_model(run_dir, device=device)

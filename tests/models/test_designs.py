@@ -382,9 +382,16 @@ def test_swiglu_by_its_definition():
     assert isinstance(model("DiT-S/4").blocks[0].mlp, MLP)
 
 
-@pytest.mark.parametrize("name", ["GSPN-S/4", "GSPN-DiT-S/4", "DiT-S/4"])
-def test_rms_norm_replaces_every_norm(name, monkeypatch):
-    network = moved(model(name, norm="rms"))
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("GSPN-S/4", {"local_path": "norm"}),
+        ("GSPN-DiT-S/4", {"scan_order": "sequential"}),
+        ("DiT-S/4", {}),
+    ],
+)
+def test_rms_norm_replaces_every_norm(name, overrides, monkeypatch):
+    network = moved(model(name, norm="rms", **overrides))
     expected = network(*images())
 
     def refuse(*_, **__):
