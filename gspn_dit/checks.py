@@ -57,9 +57,9 @@ def check_labels(y: torch.Tensor, num_classes: int, length: int | None = None, n
 
     `length` is B; None takes any. On a GPU the labels' values are not looked at: give `y.cpu()` to have them be.
     """
-    check_batch(
-        name, y, len(y) if length is None and isinstance(y, torch.Tensor) and y.dim() else length or 0
-    )
+    if length is None:
+        length = y.shape[0] if isinstance(y, torch.Tensor) and y.dim() else 0
+    check_batch(name, y, length)
     if y.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} is {y.dtype}; expected labels as int64 (or int32)")
     values = visible(y)
@@ -87,7 +87,7 @@ def check_noising(x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> Non
     """Raise ValueError unless x0 and noise are (B, C, H, W) alike and t is (B,): others might be broadcast."""
     check_images("x0", x0)
     check_images("noise", noise, x0.shape)
-    check_times(t, len(x0))
+    check_times(t, x0.shape[0])
 
 
 def visible(tensor: torch.Tensor) -> np.ndarray | None:

@@ -149,8 +149,8 @@ class Denoiser(nn.Module):
             expected = f"(B, {self.in_channels}, {size}, {size})"
         if not fits:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected {expected}")
-        check_times(t, len(x))
-        check_labels(y, self.num_classes, len(x))
+        check_times(t, x.shape[0])
+        check_labels(y, self.num_classes, x.shape[0])
 
 
 class DiT(Denoiser):
