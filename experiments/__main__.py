@@ -1,8 +1,9 @@
 """The paper's claims, tested: python -m experiments [--scale cpu|gpu|mini] [--only NAME ...] [--report-only]"""
 
 import argparse
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -72,14 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers = worker_count() if arguments.workers is None else arguments.workers
         work = arguments.out / "runs" / "experiments" / scale.name
         names = tuple(arguments.only or NAMES)
-        with claimed(work), noting(lambda: "what is done is kept: the same command does the rest"):
-            failed = run_experiments(scale, names, results, work, workers)
+        if set(names) != {MIXERS}:
+            with keeping(work):
+                failed = run_experiments(scale, names, results, work, workers)
         if MIXERS in names:
-            folder = study_folder(work)
-            with claimed(folder), noting(lambda: "what is done is kept: the same command does the rest"):
-                failed += run_mixers(arguments, scale, study_folder(results), folder, workers)
+            with keeping(study_folder(work)):
+                failed += run_mixers(arguments, scale, study_folder(results), study_folder(work), workers)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def keeping(work: Path) -> Iterator[None]:
+    """Hold the folder of run folders; an interrupt says that what is done is kept."""
+    with claimed(work), noting(lambda: "what is done is kept: the same command does the rest"):
+        yield
 
 
 def choose_device(scale: Scale) -> None:
