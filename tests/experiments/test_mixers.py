@@ -84,6 +84,7 @@ def test_a_key_does_not_say_where_the_images_lie(tmp_path):
     run = dataclasses.replace(mixer_run("screening-norm-seed0"), data=str(tmp_path))
     assert run.key == mixer_run("screening-norm-seed0").key
     assert str(tmp_path) not in json.dumps(run.settings)
+    assert {run.settings["config"]["data"]["path"] for run in mixer_runs(CPU)} == {"data/cifar10"}
 
 
 def test_the_cost_of_what_is_known_is_what_the_benchmark_says():
@@ -140,8 +141,9 @@ def test_a_training_keeps_its_losses_and_what_they_are_of(images, tmp_path):
     result = run_one(run, tmp_path / "results", tmp_path / "work")
     values = np.array(result["validation"]["values"])
     assert len(values) == 6 and result["validation"]["loss"] == pytest.approx(values.mean(), rel=1e-4)
-    high = times(np.arange(6)) > 2 / 3
-    assert result["validation"]["high"] == pytest.approx(values[high].mean(), rel=1e-4)
+    thirds = np.digitize(times(np.arange(6)), (1 / 3, 2 / 3))
+    for number, name in enumerate(("low", "middle", "high")):
+        assert result["validation"][name] == pytest.approx(values[thirds == number].mean(), rel=1e-4)
     assert (result["data"]["images"], result["data"]["held_out_images"]) == (8, 6)
     assert (
         result["data"]["files"] == ["png"]
