@@ -214,7 +214,8 @@ def by_noise(setting: Setting, base: Setting) -> list[float]:
             sums[row] += np.bincount((losses.times * BINS).astype(int), losses.values, BINS) / len(
                 each.results
             )
-    return (sums[0] / sums[1] - 1).tolist()
+    shares = np.divide(sums[0], sums[1], out=np.full(BINS, np.nan), where=sums[1] > 0)  # a part may be empty
+    return (shares - 1).tolist()
 
 
 def noise_curves(mixers: Mixers) -> list[tuple[str, dict[str, list[float]]]]:
@@ -233,7 +234,7 @@ def setup(mixers: Mixers) -> str:
     study, results = mixers.study, mixers.results()
     data = [result["data"] for result in results if "data" in result]
     files = sorted({kind for found in data for kind in found["files"]})
-    hashes = sorted({f"{found['images_hash']}, {found['held_out_hash']}" for found in data})
+    hashes = sorted({f"{found['images_hash'][:12]}, {found['held_out_hash'][:12]}" for found in data})
     hours = sum(result["seconds"] for result in results) / 3600
     return (
         f"CIFAR-10 as {' and '.join(files) or 'image'} files of {study.size}x{study.size} pixels (hashes of the "
