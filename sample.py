@@ -7,7 +7,7 @@ from pathlib import Path
 from gspn_dit import errors
 from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
-from gspn_dit.files import refuse_inputs
+from gspn_dit.files import check_output, home_path, refuse_inputs
 from gspn_dit.names import printable
 
 EXAMPLES = """\
@@ -28,14 +28,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN_OR_CHECKPOINT", help="a folder that train.py made, or a hub id")
+    parser.add_argument(
+        "run", metavar="RUN_OR_CHECKPOINT", type=home_path, help="a folder that train.py made, or a hub id"
+    )
     parser.add_argument("--classes", metavar="A,B,...", help="rows of the grid (default: ten, evenly spaced)")
     parser.add_argument(
         "--per-class", metavar="N", type=int, help="columns of the grid (default: the run's own)"
     )
-    parser.add_argument("--out", metavar="PNG", help="the grid's file (default: grid.png)")
+    parser.add_argument("--out", metavar="PNG", type=home_path, help="the grid's file (default: grid.png)")
     parser.add_argument("--num", metavar="N", type=int, help="write N samples to --npz, in place of a grid")
-    parser.add_argument("--npz", metavar="FILE", help="the sample file that --num fills")
+    parser.add_argument("--npz", metavar="FILE", type=home_path, help="the sample file that --num fills")
     parser.add_argument(
         "--labels",
         choices=("random", "balanced"),
@@ -58,7 +60,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", metavar="N", type=int, default=16, help="images at once (default: 16)"
     )
-    parser.add_argument("--vae", metavar="HUB_ID_OR_FOLDER", help="decoder (default: the run's own)")
+    parser.add_argument(
+        "--vae", metavar="HUB_ID_OR_FOLDER", type=home_path, help="decoder (default: the run's own)"
+    )
     parser.add_argument("--no-ema", action="store_true", help="the last weights, not their average")
     return parser.parse_args(argv)
 
@@ -135,7 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         vae=arguments.vae,
         batch_size=arguments.batch_size,
     ).resolve()
+    rows = classes or grid_classes(resolved.config, resolved.num_classes)
+    resolved.check_classes(rows)
     refuse_outputs(arguments, resolved.inputs())
+    check_output(*(("--npz", arguments.npz) if arguments.num else ("--out", arguments.out or "grid.png")))
     if arguments.num:
         accelerator = connect()
         settings = sample_file(
@@ -146,7 +153,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         accelerator.end_training()
         return 0
     out = Path(arguments.out or "grid.png")
-    rows = classes or grid_classes(resolved.config, resolved.num_classes)
     sample_grid(
         resolved, rows, arguments.per_class or resolved.config.sample.per_class, out, connect().device
     )

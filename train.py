@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from gspn_dit import errors
 from gspn_dit.config import Config, load_config
+from gspn_dit.files import home_path
 from gspn_dit.schema import help_text
 
 EPILOG = """\
@@ -25,7 +26,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG + help_text(Config),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG.yaml", help="settings of the run; configs/ has ready ones")
+    parser.add_argument(
+        "config", metavar="CONFIG.yaml", type=home_path, help="settings of the run; configs/ has ready ones"
+    )
     parser.add_argument(
         "overrides", metavar="key.path=value", nargs="*", help="replaces a setting of the file"
     )

@@ -14,7 +14,7 @@ from experiments.mixers_run import check_same_images
 from experiments.plan import CHECKS, EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
 from experiments.pool import is_done, run_all, worker_count
 from gspn_dit import errors
-from gspn_dit.files import claimed
+from gspn_dit.files import check_output_folder, claimed, home_folder
 from gspn_dit.signals import noting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=home_folder,
         metavar="FOLDER",
         default=ROOT / mixers_plan.DATA,
         help=f"the images of {MIXERS}: CIFAR-10 as `python -m gspn_dit.data.cifar10 {mixers_plan.DATA}` writes it "
@@ -49,7 +49,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=home_folder,
         default=ROOT,
         help="folder of results/, runs/ and docs/ (default: this repository)",
     )
@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     scale = SCALES[arguments.scale]
     results = arguments.out / "results" / "experiments" / scale.name
+    if arguments.workers is not None and arguments.workers < 0:
+        raise errors.UserError(f"--workers {arguments.workers}: expected at least 0")
+    for folder in (results, arguments.out / "runs", arguments.out / "docs"):
+        check_output_folder("--out", folder)
     failed = []
     if not arguments.report_only:
         choose_device(scale)

@@ -201,7 +201,7 @@ RULES = (
     ("sample.per_class", lambda v: v >= 1, "at least 1"),
     ("sample.classes", lambda v: v is None or (v and min(v) >= 0), "a list of class numbers, or null"),
     ("sample.batch_size", lambda v: v >= 1, "at least 1"),
-    ("eval.samples", lambda v: v >= 0, "at least 0"),
+    ("eval.samples", lambda v: v == 0 or v >= 2, "at least 2, or 0 for no table"),
 )
 
 

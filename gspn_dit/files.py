@@ -10,6 +10,7 @@ import re
 import socket
 import stat
 import sys
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -100,7 +101,7 @@ def cache_folder() -> Path:
     given = os.environ.get("GSPN_DIT_CACHE")
     if not given:
         require_home("GSPN_DIT_CACHE")
-    folder = Path(given or Path.home() / ".cache" / "gspn-dit")
+    folder = Path(at_home("GSPN_DIT_CACHE", given) if given else Path.home() / ".cache" / "gspn-dit")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,6 +148,54 @@ def refuse_inputs(option: str, output: str | Path, inputs: Iterable[tuple[str, s
             )
         if source in place.parents:
             raise UserError(f"{option} {output} lies in {name}, {path}: give a place outside of it")
+
+
+def check_output(what: str, path: str | Path, *, in_place: bool = False) -> None:
+    """Raise `UserError` unless a file can be written at `path`; nothing is left behind.
+
+    Args:
+        what: names the file in the message: an option, or what will be written.
+        in_place: the folder must be there; else the first one that is decides, as the others can be made in it.
+    """
+    path = Path(path)
+    if (os.path.exists(path) and not os.path.isfile(path)) or os.path.abspath(path).startswith("/dev/"):
+        kind = describe_file(path) if os.path.isdir(path) else "a device, a pipe or a socket"
+        raise UserError(f"{what} {path} cannot be written: it is {kind}; give the name of a file")
+    if in_place and not path.parent.is_dir():
+        raise UserError(f"{what} {path} cannot be written: its folder does not exist")
+    probe(what, path, path.parent)
+
+
+def check_output_folder(what: str, path: str | Path) -> None:
+    """Raise `UserError` unless files can be written in the folder `path`, which need not be there yet."""
+    path = Path(path)
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"{what} {path} is {describe_file(path)}; expected a folder, or a name for a new one")
+    probe(what, path, path)
+
+
+def probe(what: str, path: Path, folder: Path) -> None:
+    """Write and remove a file where `path` is to be: permissions do not tell all (read-only disks, /proc, quotas)."""
+    present = existing(folder)
+    if not present.is_dir():
+        kind = describe_file(present)
+        raise UserError(f"{what} {path} cannot be written: {present} is {kind}, not a folder")
+    try:
+        # Results are written beside their place first, under a longer name: see files.replacing.
+        prefix = f".tmp-{'0' * 24}-{path.name if folder == path.parent else ''}"
+        descriptor, name = tempfile.mkstemp(dir=present, prefix=prefix)
+        os.close(descriptor)
+        Path(name).unlink(missing_ok=True)  # another process may tidy up
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be written in {present}: {error.strerror}") from error
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest above it that is there."""
+    path = Path(os.path.abspath(path))
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
 
 
 # Locks: of two commands that would write the same, the second is told who is at work. The system lets go of a lock
@@ -245,6 +294,16 @@ def at_home(what: str, path: str) -> str:
             f"{what} {path}: {path.split('/')[0]} is nobody's home here; give the path in full, or as ./{path}"
         )
     return expanded
+
+
+def home_path(path: str) -> str:
+    """For argparse: an argument that is a path, in which ~ is home."""
+    return at_home("path", path)
+
+
+def home_folder(path: str) -> Path:
+    """`home_path`, for arguments that are `Path`."""
+    return Path(home_path(path))
 
 
 STARTS = (

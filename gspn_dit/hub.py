@@ -20,7 +20,15 @@ from gspn_dit import errors
 from gspn_dit.checkpoint import find_checkpoint, load_model, read_state, run_of
 from gspn_dit.config import Config, load_config, save_config
 from gspn_dit.errors import UserError
-from gspn_dit.files import claimed, read_json, refuse_inputs, sha256, sync_folder
+from gspn_dit.files import (
+    check_output_folder,
+    claimed,
+    home_path,
+    read_json,
+    refuse_inputs,
+    sha256,
+    sync_folder,
+)
 from gspn_dit.models.networks import from_pretrained
 from gspn_dit.models.weights import FILES, WEIGHTS, card, is_hub_id, upload, write_text, write_weights
 
@@ -42,6 +50,7 @@ def release(run: str | Path, folder: str | Path) -> Path:
     checkpoint = find_checkpoint(run)
     refuse_inputs("FOLDER", folder, [("RUN", run), ("the run", run_of(checkpoint))])
     check_folder(folder)
+    check_output_folder("FOLDER", folder)
     model, config, _ = load_model(run)
     config = without_local_autoencoder(config)
     state = read_state(checkpoint)
@@ -113,13 +122,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write a run's EMA weights in the hub's form, and upload them if asked.",
         epilog="example: python -m gspn_dit.hub runs/demo releases/digits --push ORG/digits",
     )
-    parser.add_argument("run", metavar="RUN", help="run or checkpoint folder")
-    parser.add_argument("folder", metavar="FOLDER", help="where to write")
+    parser.add_argument("run", metavar="RUN", type=home_path, help="run or checkpoint folder")
+    parser.add_argument("folder", metavar="FOLDER", type=home_path, help="where to write")
     parser.add_argument("--push", metavar="ORG/NAME", help="upload to this repository (default: do not)")
     parser.add_argument(
         "--private", action="store_true", help="make a new repository private (default: public)"
     )
     arguments = parser.parse_args(argv)
+    if arguments.push and not is_hub_id(arguments.push):
+        raise UserError(f"--push {arguments.push}: expected ORG/NAME, the id of a repository on the hub")
+    if arguments.private and not arguments.push:
+        raise UserError("--private is for an upload: give --push ORG/NAME too")
     folder = release(arguments.run, arguments.folder)
     print(f"released to {folder}")
     if needs_vae(load_config(folder / "config.yaml")):

@@ -12,7 +12,7 @@ from gspn_dit import schema
 from gspn_dit.config import Config, ModelConfig, load_config, save_config
 from gspn_dit.errors import UserError
 from gspn_dit.models.settings import ModelSettings
-from gspn_dit.schema import field_docs, flatten, help_text
+from gspn_dit.schema import Place, field_docs, flatten, help_text
 
 
 def test_reads_types_and_overrides(tiny_yaml):
@@ -175,3 +175,57 @@ def test_a_bad_config_is_rejected_without_torch(tiny_yaml):
 def test_yaml_of_a_preset_is_plain(tiny_yaml, tmp_path):
     save_config(load_config(tiny_yaml, ["sample.classes=[1, 2]"]), tmp_path / "saved.yaml")
     assert yaml.safe_load((tmp_path / "saved.yaml").read_text())["sample"]["classes"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2024", "2024"),
+        ("1e3", "1e3"),
+        ("1.50", "1.50"),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("on", "on"),
+        ("2024-01-02", "2024-01-02"),
+        ("2024-13-45", "2024-13-45"),
+        ("null", None),
+        ("", None),
+        ("~/x", "/home/me/x"),
+    ],
+)
+def test_a_string_is_taken_as_it_is_written(written, read, tiny_yaml, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_config(tiny_yaml, [f"data.path={written}"]).data.path == read
+    content = tiny_yaml.read_text().replace("kind: mnist", f"kind: mnist\n  path: {written}")
+    tiny_yaml.write_text(content)
+    config = load_config(tiny_yaml)
+    assert config.data.path == read
+    save_config(config, tiny_yaml)
+    assert load_config(tiny_yaml) == config
+
+
+@pytest.mark.parametrize("written", ["a: b", "[x]", "{a: 1}", "#1", "x #y", "%x", "@x", "'", "a b "])
+def test_an_override_of_a_string_needs_no_quotes(written, tiny_yaml):
+    assert load_config(tiny_yaml, [f"data.path={written}"]).data.path == written
+    assert load_config(tiny_yaml, ["data.path='quoted'"]).data.path == "quoted"
+
+
+def test_every_path_of_a_config_takes_a_tilde(tiny_yaml, monkeypatch):
+    """Strings whose description speaks of a folder."""
+    monkeypatch.setenv("HOME", "/home/me")
+    sections = {field.name + ".": field.type for field in dataclasses.fields(Config)} | {"": Config}
+    paths = [
+        prefix + field.name
+        for prefix, cls in sections.items()
+        if dataclasses.is_dataclass(cls)
+        for field in dataclasses.fields(cls)
+        if field.type in (str, str | None, Place, Place | None)
+        and "folder" in field_docs(cls)[field.name].lower()
+    ]
+    assert {"run_dir", "data.path", "data.autoencoder", "train.init_from"} <= set(paths)
+    for key in paths:
+        config = load_config(tiny_yaml, ["data.kind=latents", "data.path=x", f"{key}=~/x"])
+        assert dict(flatten(config))[key] == "/home/me/x"
+    with pytest.raises(UserError, match="run_dir ~nobody9/x: ~nobody9 is nobody's home here"):
+        load_config(tiny_yaml, ["run_dir=~nobody9/x"])

@@ -9,7 +9,14 @@ from pathlib import Path
 
 from gspn_dit import errors
 from gspn_dit.errors import UserError
-from gspn_dit.files import cache_folder, claimed, claimed_file, refuse_inputs
+from gspn_dit.files import (
+    cache_folder,
+    check_output_folder,
+    claimed,
+    claimed_file,
+    home_folder,
+    refuse_inputs,
+)
 from gspn_dit.processes import progress_bar
 from gspn_dit.signals import noting
 
@@ -30,11 +37,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the images go")
+    parser.add_argument("folder", metavar="FOLDER", type=home_folder, help="where the images go")
     parser.add_argument(
         "--source",
         metavar="DIR",
-        type=Path,
+        type=home_folder,
         help="folder with cifar-10-python.tar.gz or cifar-10-batches-py, as torchvision keeps them; what is not "
         "there is downloaded to it (default: a folder in the cache)",
     )
@@ -49,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{path} is a file: expected a folder")
     source = arguments.source or cache_folder() / "cifar10"
     refuse_inputs("FOLDER", arguments.folder, [("the source", source / "cifar-10-batches-py")])
+    check_output_folder("FOLDER", arguments.folder)
     kept = f"the images in {arguments.folder} are kept: the same command writes the others"
     with claimed(arguments.folder), noting(lambda: kept):
         for split in ("train", "test"):

@@ -48,7 +48,7 @@ class Inception:
 
         self.hash = sha256(weights)
         self.published = self.hash == PUBLISHED_HASH
-        self.identity = f"torch-fidelity's InceptionV3, weights {self.hash[:16]}"
+        self.identity = inception_identity(self.hash)
         self.device = torch.device(device)
         check_weights(weights)
         try:
@@ -71,6 +71,10 @@ class Inception:
         return Features(pool, self.spatial, logits)
 
 
+def inception_identity(weights_hash: str) -> str:
+    return f"torch-fidelity's InceptionV3, weights {weights_hash[:16]}"
+
+
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Convolve in float32: TF32, a GPU's default, would make its scores differ from a CPU's."""
@@ -91,7 +95,7 @@ class Digits:
 
     def __init__(self) -> None:
         self.classifier = load_classifier()
-        self.identity = f"digit classifier {classifier_key()[:16]}"
+        self.identity = digits_identity()
 
     def __call__(self, images: np.ndarray) -> Features:
         try:
@@ -99,6 +103,10 @@ class Digits:
         except ValueError as error:
             raise UserError(f"--features digits: {error}") from error
         return Features(torch.from_numpy(self.classifier.describe(digits)[0]))
+
+
+def digits_identity() -> str:
+    return f"digit classifier {classifier_key()[:16]}"
 
 
 class EfficientNet:
@@ -111,7 +119,7 @@ class EfficientNet:
     def __init__(self, device: torch.device | str) -> None:
         architecture, path = find_efficientnet()
         self.device = torch.device(device)
-        self.identity = f"EfficientNet-Lite0 of ImageNet, weights {sha256(path)[:16]}, {EFFICIENTNET_INPUT}"
+        self.identity = efficientnet_identity(path)
         network = architecture.from_name("efficientnet-lite0")
         try:
             network.load_state_dict(check_weights(path, "EfficientNet-Lite0"))
@@ -126,6 +134,10 @@ class EfficientNet:
         with full_precision():
             maps = self.network.extract_features(efficientnet_input(images, self.device))  # (n, 1280, 7, 7)
         return Features(maps.mean(dim=(2, 3)).float())
+
+
+def efficientnet_identity(weights: Path) -> str:
+    return f"EfficientNet-Lite0 of ImageNet, weights {sha256(weights)[:16]}, {EFFICIENTNET_INPUT}"
 
 
 EFFICIENTNET_INPUT = "224x224 by antialiased bicubic"

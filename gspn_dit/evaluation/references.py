@@ -54,19 +54,18 @@ class Reference:
     """Whether these are ADM's published statistics of ImageNet, by name and form."""
 
 
-def check_reference(path: str) -> None:
-    """Raise `UserError` at once for a reference that cannot be."""
+def check_reference(path: str) -> tuple[int, int] | None:
+    """Raise `UserError` at once for a reference that cannot be; the size of its images, None where there are none."""
     if path == HELD_OUT:
-        return
+        return None
     if not Path(path).exists():
         raise UserError(f"no such reference: {path}; expected an npz, a folder of images, or '{HELD_OUT}'")
     file = None if Path(path).is_dir() else NpzFile(Path(path))
-    if file is None or not is_statistics(file):
-        open_images(path)
-        return
-    check_statistics(file)
-    if "features" not in file.names and "arr_0" in file.names:
-        open_images(path)
+    if file is not None and is_statistics(file):
+        check_statistics(file)
+        if "features" in file.names or "arr_0" not in file.names:
+            return None
+    return tuple(open_images(path).size)
 
 
 def load_reference(
@@ -177,7 +176,7 @@ def with_images(
     """A statistics file, with the features of the images it holds, if any."""
     said = described(file)
     pool, spatial = check_statistics(file)
-    check_network(file.path, said, pool, network)
+    check_network(file.path, said, len(pool.mean), network.identity, network.width)
     features, images = None, None
     if "features" in file.names:
         features = read_features(file, network)
@@ -201,12 +200,20 @@ def with_images(
     )
 
 
-def check_network(path: Path, said: dict, pool: Moments, network: Network) -> None:
+def check_network(path: Path, said: dict, features: int, identity: str, width: int) -> None:
     """Raise `UserError` for statistics of another network's features."""
-    if said.get("network", network.identity) != network.identity:
-        raise UserError(f"{path} holds features of {said['network']}, not of {network.identity}")
-    if len(pool.mean) != network.width:
-        raise UserError(f"{path}: mu is of {len(pool.mean)} features; {network.identity} has {network.width}")
+    if said.get("network", identity) != identity:
+        raise UserError(f"{path} holds features of {said['network']}, not of {identity}")
+    if features != width:
+        raise UserError(f"{path}: mu is of {features} features; {identity} has {width}")
+
+
+def check_statistics_of(path: str, identity: str, width: int) -> None:
+    """Raise `UserError` for a reference that is statistics of another network's features."""
+    if path != HELD_OUT and Path(path).is_file():
+        file = NpzFile(Path(path))
+        if is_statistics(file):
+            check_network(file.path, described(file), file.header("mu")[0][0], identity, width)
 
 
 def is_virtual(name: str, pool: Moments, spatial: Moments | None, images: Images | None) -> bool:

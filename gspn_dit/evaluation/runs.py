@@ -7,9 +7,9 @@ from accelerate import Accelerator
 
 from gspn_dit.checkpoint import find_checkpoint, parts_of_run, run_of
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.scores import Options, check_inputs, score_files
+from gspn_dit.evaluation.scores import Options, check_digits, check_inputs, score_files
 from gspn_dit.evaluation.verdict import PRESETS
-from gspn_dit.files import content_key
+from gspn_dit.files import check_output, content_key
 from gspn_dit.sampling.request import Request, Resolved, sample_file
 
 
@@ -98,10 +98,7 @@ def sample_run(resolved: Resolved, options: RunOptions, accelerator: Accelerator
     request = repr(replace(resolved.request, run="", batch_size=0))
     key = content_key([request.encode(), labels.encode(), str(num).encode()])[:12]
     path = run_of(checkpoint) / "evaluation" / f"{checkpoint.name}-{key}.npz"
-    try:
-        path.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {path.parent} for the samples ({error.strerror})") from error
+    check_output("samples", path)
     accelerator.print(f"samples: {path}")
     sample_file(resolved, num, labels, path, accelerator)
     return path
@@ -115,5 +112,8 @@ def score_run(
     Whatever can be refused is refused before a weight is loaded.
     """
     resolved, sampling = resolve(run, sampling)
+    if options.features == "digits" and resolved.request.vae is None:
+        size = resolved.state["model"]["input_size"]
+        check_digits(str(run), (size, size))
     check_inputs(reference, options, accelerator)
     return score_files(sample_run(resolved, sampling, accelerator), reference, options, accelerator)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from gspn_dit.errors import UserError
 from gspn_dit.evaluation import metrics, uncertainty
 from gspn_dit.evaluation.extractors import (
     Digits,
@@ -19,13 +20,22 @@ from gspn_dit.evaluation.extractors import (
     Inception,
     Network,
     check_weights,
+    digits_identity,
+    efficientnet_identity,
     find_efficientnet,
     find_weights,
+    inception_identity,
 )
 from gspn_dit.evaluation.features import Statistics, extract
 from gspn_dit.evaluation.image_sets import open_images
 from gspn_dit.evaluation.photographs import photograph_scores
-from gspn_dit.evaluation.references import Reference, check_reference, load_reference, save_reference
+from gspn_dit.evaluation.references import (
+    Reference,
+    check_reference,
+    check_statistics_of,
+    load_reference,
+    save_reference,
+)
 from gspn_dit.evaluation.verdict import (
     COMPARABLE,
     PRESETS,
@@ -34,6 +44,7 @@ from gspn_dit.evaluation.verdict import (
     describe_samples,
     reasons_against,
 )
+from gspn_dit.files import cache_folder, check_output, sha256
 from gspn_dit.names import printable
 
 METRICS = ("fid", "sfid", "is", "precision", "recall", "kid")
@@ -87,6 +98,8 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
     if images.note:
         accelerator.print(images.note)
     description = describe_samples(samples, images, options.stated)
+    if options.features == "digits":
+        check_digits(images.name, images.size)
     check_inputs(reference, options, accelerator)
     with accelerator.main_process_first():  # the first may have to train it
         network = create_network(options, accelerator.device)
@@ -129,17 +142,33 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
 
 def check_inputs(reference: str, options: Options, accelerator: Accelerator) -> None:
     """Raise `UserError` for a reference or weights that cannot be used; every process must call this."""
-    check_reference(reference)
+    size = check_reference(reference)
+    if options.features == "digits" and size is not None:
+        check_digits(reference, size)
     with accelerator.main_process_first():  # the first may have to download the weights
-        check_network(options)
+        network = check_network(options)
+    if network is not None:
+        check_statistics_of(reference, *network)
+    check_output("the cache", cache_folder() / "reference.npz")
 
 
-def check_network(options: Options) -> None:
-    """Raise `UserError` for weights that are not to be had or not weights."""
-    if options.features == "inception":
-        check_weights(find_weights(options.inception_weights))
+def check_network(options: Options) -> tuple[str, int]:
+    """The identity and the width of the network that is asked for; `UserError` for weights that are not to be had."""
+    if options.features == "digits":
+        return digits_identity(), Digits.width
     if options.features == "efficientnet":
-        find_efficientnet()
+        return efficientnet_identity(find_efficientnet()[1]), EfficientNet.width
+    weights = find_weights(options.inception_weights)
+    check_weights(weights)
+    return inception_identity(sha256(weights)), Inception.width
+
+
+def check_digits(name: str, size: tuple[int, int]) -> None:
+    """Raise `UserError` for images that the digit classifier does not read."""
+    if tuple(size) != (32, 32):
+        raise UserError(
+            f"--features digits: {name} holds images of {size[0]}x{size[1]}; expected digits of 32x32"
+        )
 
 
 def create_network(options: Options, device: torch.device) -> Network:

@@ -29,7 +29,7 @@ from gspn_dit.data.order import EpochOrder
 from gspn_dit.data.pixels import held_out_pixels
 from gspn_dit.diffusion import create_diffusion
 from gspn_dit.errors import UserError
-from gspn_dit.files import write_json
+from gspn_dit.files import check_output, home_path, write_json
 from gspn_dit.latents.dataset import LatentDataset
 from gspn_dit.processes import connect
 from gspn_dit.random import VALIDATION
@@ -254,17 +254,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run or checkpoint folders, or hub ids")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=home_path, help="run or checkpoint folders, or hub ids"
+    )
     parser.add_argument("--images", metavar="N", type=int, help="the first N of the images (default: all)")
     parser.add_argument(
         "--edges", metavar="LOW,HIGH", default=EDGES, help="where the bands of t meet (default: 1/3 and 2/3)"
     )
-    parser.add_argument("--data", metavar="FOLDER", help="held-out data (default: where the run says)")
+    parser.add_argument(
+        "--data", metavar="FOLDER", type=home_path, help="held-out data (default: where the run says)"
+    )
     parser.add_argument(
         "--weights", choices=("ema", "last"), default="ema", help="averaged or last (default: ema)"
     )
     parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="at once (default: 64)")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="also write every number here")
+    parser.add_argument("--json", metavar="FILE", type=home_path, help="also write every number here")
     return parser.parse_args(argv)
 
 
@@ -283,8 +287,8 @@ def check(arguments: argparse.Namespace) -> None:
                 f"--edges {arguments.edges}: expected two numbers between 0 and 1, such as 0.3,0.6"
             )
         arguments.edges = (low, high)
-    if arguments.json and not arguments.json.parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its folder does not exist")
+    if arguments.json:
+        check_output("--json", arguments.json, in_place=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -296,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_comparable(runs)
     accelerator.print(format_table(runs, arguments.edges))
     if arguments.json and accelerator.is_main_process:
-        write_json(arguments.json, to_json(runs, arguments.edges))
+        write_json(Path(arguments.json), to_json(runs, arguments.edges))
     accelerator.end_training()
     return 0
 

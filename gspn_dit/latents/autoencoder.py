@@ -98,6 +98,16 @@ def create_autoencoder(name_or_path: str | None, device: torch.device | str) -> 
     return LatentAutoencoder(load_vae(str(name_or_path)).to(device), str(name_or_path))
 
 
+def check_channels(autoencoder: Autoencoder, channels: int) -> None:
+    """Raise `UserError` unless the autoencoder decodes latents, or is for pixels, of this many channels."""
+    expected = (1, 3) if isinstance(autoencoder, PixelAutoencoder) else (autoencoder.channels,)
+    if channels not in expected:
+        of = " or ".join(map(str, expected))
+        raise UserError(
+            f"the decoder, {autoencoder.identity}, is for {of} channels; the model has {channels}: give another"
+        )
+
+
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (B, C, H, W) in [-1, 1], clamped and rounded: (B, H, W, C) uint8 on the CPU.
 

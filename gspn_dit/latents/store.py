@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,21 +45,28 @@ def describe(images: ImageFolder, autoencoder: LatentAutoencoder, size: int) -> 
     if size % autoencoder.factor:
         raise UserError(f"image size {size}: the autoencoder needs a multiple of {autoencoder.factor}")
     side = size // autoencoder.factor
-    paths = "\0".join(images.paths).encode("utf-8", "surrogateescape")  # the names' bytes, in any locale
     return Manifest(
         autoencoder=autoencoder.name,
         weights_hash=autoencoder.weights_hash,
         scale=autoencoder.scale,
         shift=autoencoder.shift,
-        image_size=size,
         images=len(images.paths),
         skipped=0,
         latent_shape=(autoencoder.channels, side, side),
-        class_names=tuple(map(canonical, images.class_names)),
-        images_hash=hashlib.sha256(paths).hexdigest(),
         float16_error={},
         complete=False,
+        **describe_images(images, size),
     )
+
+
+def describe_images(images: ImageFolder, size: int) -> dict[str, Any]:
+    """What the manifest says of the images: known before an autoencoder is loaded."""
+    paths = "\0".join(images.paths).encode("utf-8", "surrogateescape")  # the names' bytes, in any locale
+    return {
+        "image_size": size,
+        "class_names": tuple(map(canonical, images.class_names)),
+        "images_hash": hashlib.sha256(paths).hexdigest(),
+    }
 
 
 def chunks_of(images: int) -> list[range]:
@@ -87,11 +95,19 @@ class LatentStore:
         if not (self.folder / "manifest.json").exists():
             return None
         earlier = read_manifest(self.folder)
-        for name in DECISIVE:
-            if getattr(earlier, name) != getattr(wanted, name):
+        self.compare(earlier, {name: getattr(wanted, name) for name in DECISIVE})
+        return earlier
+
+    def check_earlier(self, images: ImageFolder, size: int) -> None:
+        """Raise `UserError` when earlier work is of other images, or of another size."""
+        if (self.folder / "manifest.json").exists():
+            self.compare(read_manifest(self.folder), describe_images(images, size))
+
+    def compare(self, earlier: Manifest, wanted: dict[str, Any]) -> None:
+        for name, value in wanted.items():
+            if getattr(earlier, name) != value:
                 other = f"{self.folder} holds latents with other {DECISIVE[name]}"
                 raise UserError(f"{other}: choose another folder or remove it")
-        return earlier
 
     def allocated_bytes(self) -> int:
         """Bytes of moments.bin that are on the disk already; it is sparse."""

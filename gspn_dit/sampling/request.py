@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from gspn_dit.checkpoint import find_checkpoint, load_model, parts_of_run, read_state
+from gspn_dit.checkpoint import find_checkpoint, load_model, parts_of_run, read_state, weights_name
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, default_sampler
 from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed_file
-from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder
+from gspn_dit.latents.autoencoder import Autoencoder, check_channels, create_autoencoder
+from gspn_dit.models.networks import create_model
 from gspn_dit.processes import held_for_all, on_main_process
 from gspn_dit.sampling.generation import generate, keyed_labels
 from gspn_dit.sampling.grids import save_grid
@@ -89,23 +90,30 @@ class Resolved:
                     f"--classes holds {label}; this model has the classes 0 to {self.num_classes - 1}"
                 )
 
-    def load(self, device: torch.device) -> tuple[nn.Module, dict, Autoencoder]:
-        """The model, what `load_model` says of it, and the decoder, on the device."""
+    def load_decoder(self, device: torch.device) -> Autoencoder:
+        """The decoder, on the device; `UserError` when there is none, or it is not of this model's latents."""
         if self.request.vae is None and self.config.data.kind == "latents":
             raise UserError("the run does not say what decodes its latents: give --vae HUB_ID_OR_FOLDER")
-        model, _, info = load_model(self.request.run, ema=self.request.ema, device=device)
-        return model, info, create_autoencoder(self.request.vae, device)
+        autoencoder = create_autoencoder(self.request.vae, device)
+        check_channels(autoencoder, self.state["model"]["in_channels"])
+        return autoencoder
 
-    def settings(self, model: nn.Module, info: dict, autoencoder: Autoencoder, labels: str) -> dict:
+    def load_model(self, device: torch.device) -> nn.Module:
+        """The model, on the device."""
+        return load_model(self.request.run, ema=self.request.ema, device=device)[0]
+
+    def settings(self, autoencoder: Autoencoder, labels: str) -> dict:
         """What decides the images of a sample file, stored beside it and printed with its scores."""
-        request = self.request
+        request, state = self.request, self.state
+        with torch.device("meta"):
+            model = create_model(**state["model"])
         return {
             "path": request.run,
-            "checkpoint": info["hash"],
+            "checkpoint": state["files"][weights_name(state, request.ema)]["sha256"],
             "model": self.config.model.name,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "training_step": info["step"],
-            "training_images": info["images_seen"],
+            "training_step": state["step"],
+            "training_images": state["images_seen"],
             "ema": request.ema,
             "objective": self.config.diffusion.objective,
             "sampler": request.sampler,
@@ -150,7 +158,8 @@ def sample_grid(
 ) -> None:
     """Write a PNG with a row of `per_class` samples for each class."""
     resolved.check_classes(classes)
-    model, _, autoencoder = resolved.load(device)
+    autoencoder = resolved.load_decoder(device)
+    model = resolved.load_model(device)
     labels = torch.tensor(classes).repeat_interleave(per_class)
     batches = resolved.generate(model, autoencoder, labels, torch.arange(len(labels)), device)
     images = torch.cat([images for _, images in batches])
@@ -163,8 +172,8 @@ def sample_file(resolved: Resolved, count: int, labels: str, path: Path, acceler
     Every process must call this: each makes its own shards, the first joins them. Memory does not grow with
     `count`.
     """
-    model, info, autoencoder = resolved.load(accelerator.device)
-    settings = {**resolved.settings(model, info, autoencoder, labels), "count": count}
+    autoencoder = resolved.load_decoder(accelerator.device)
+    settings = {**resolved.settings(autoencoder, labels), "count": count}
     file = SampleFile(path, count, settings)
     file.check()
     if file.complete:
@@ -173,21 +182,21 @@ def sample_file(resolved: Resolved, count: int, labels: str, path: Path, acceler
     with held_for_all(main, claimed_file(path)), noting(file.kept):
         file.check()
         if not file.complete:  # by another, a moment ago
-            image_bytes = 3 * (model.input_size * autoencoder.factor) ** 2
+            image_bytes = 3 * (resolved.state["model"]["input_size"] * autoencoder.factor) ** 2
             accelerator.print(on_main_process(main, lambda: file.room(image_bytes)))
-            fill(resolved, file, model, autoencoder, labels, accelerator)
+            fill(resolved, file, autoencoder, labels, accelerator)
     return settings
 
 
 def fill(
     resolved: Resolved,
     file: SampleFile,
-    model: nn.Module,
     autoencoder: Autoencoder,
     labels: str,
     accelerator: Accelerator,
 ) -> None:
     """Sample the shards that are missing, then join them all."""
+    model = resolved.load_model(accelerator.device)
     file.open()
     shards = file.missing(accelerator.process_index, accelerator.num_processes)
     numbers = [number for shard in shards for number in file.numbers(shard)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from gspn_dit.errors import UserError
 from gspn_dit.evaluation.validation import Validator, check_held_out, held_out_dataset
 from gspn_dit.latents.dataset import LatentDataset
 from gspn_dit.models.networks import create_model
+from gspn_dit.models.settings import resolve_settings
 from gspn_dit.processes import connect
 from gspn_dit.random import WEIGHTS, seed_of
 
@@ -33,31 +35,39 @@ def create_dataset(config: DataConfig) -> Dataset:
     return training_pixels(config.path, config.size, config.held_out, config.flip)
 
 
-def fit_to_data(config: Config, dataset: Dataset) -> Config:
-    """The config with the data set's own autoencoder, unless it names one; its sample classes must exist."""
+def fit_to_data(config: Config, dataset: Dataset, learn_sigma: bool) -> Config:
+    """The config with the data set's own autoencoder, unless it names one.
+
+    Raises `UserError` for sample classes that the data has not, and a model that cannot be.
+    """
     for label in config.sample.classes or ():
         if label >= dataset.num_classes:
             raise UserError(
                 f"sample.classes: expected classes from 0 to {dataset.num_classes - 1}, got {label}"
             )
+    try:
+        resolve_settings(**model_settings(config, dataset, learn_sigma))
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
     autoencoder = config.data.autoencoder or dataset.autoencoder
     return dataclasses.replace(config, data=dataclasses.replace(config.data, autoencoder=autoencoder))
 
 
+def model_settings(config: Config, dataset: Dataset, learn_sigma: bool) -> dict[str, Any]:
+    """What `create_model` is called with: what the config chooses, and what data and objective decide."""
+    return {
+        "input_size": dataset.size,
+        "in_channels": dataset.channels,
+        "num_classes": dataset.num_classes,
+        "learn_sigma": learn_sigma,
+        **{key: value for key, value in vars(config.model).items() if value is not None},
+    }
+
+
 def build_model(config: Config, dataset: Dataset, learn_sigma: bool) -> nn.Module:
-    """The model of a config for a data set, with initial weights keyed by train.seed."""
-    chosen = {key: value for key, value in vars(config.model).items() if value is not None}
+    """The model of a config for a data set, with initial weights keyed by train.seed; see `fit_to_data`."""
     torch.manual_seed(seed_of(WEIGHTS, config.train.seed))
-    try:
-        return create_model(
-            input_size=dataset.size,
-            in_channels=dataset.channels,
-            num_classes=dataset.num_classes,
-            learn_sigma=learn_sigma,
-            **chosen,
-        )
-    except ValueError as error:
-        raise UserError(f"model: {error}") from error
+    return create_model(**model_settings(config, dataset, learn_sigma))
 
 
 def build_diffusion(config: Config) -> Diffusion:

@@ -11,8 +11,8 @@ from gspn_dit.config import Config
 from gspn_dit.data import Dataset
 from gspn_dit.errors import UserError, require_packages
 from gspn_dit.evaluation.demo import format_table, score_demo
-from gspn_dit.files import cache_folder, read_json, write_json
-from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder
+from gspn_dit.files import cache_folder, check_output, check_output_folder, read_json, write_json
+from gspn_dit.latents.autoencoder import Autoencoder, check_channels, create_autoencoder
 from gspn_dit.sampling.grids import draw_grid, save_grid
 from gspn_dit.training.log import plot_loss
 
@@ -27,7 +27,9 @@ def open_decoder(
     Raises `UserError` when it is the config that names one that cannot be had.
     """
     try:
-        return create_autoencoder(config.data.autoencoder or dataset.autoencoder, device)
+        decoder = create_autoencoder(config.data.autoencoder or dataset.autoencoder, device)
+        check_channels(decoder, dataset.channels)
+        return decoder
     except UserError as error:
         if config.data.autoencoder:
             raise
@@ -37,12 +39,13 @@ def open_decoder(
 
 def check_tools(config: Config) -> None:
     """Raise `UserError` for what the end of a run needs and this machine lacks: known before the run, not after it."""
-    require_packages("matplotlib")
+    check_output_folder("run_dir", config.run_dir)
+    require_packages("matplotlib", *(("wandb",) if config.train.wandb else ()))
     if config.sample.sampler == "dpm-solver++":
         require_packages("diffusers")
     if config.data.kind == "mnist" and config.eval.samples > 0:
         require_packages("torch_fidelity")
-        cache_folder()
+        check_output("the cache", cache_folder() / "digits.safetensors")
 
 
 def finish_run(

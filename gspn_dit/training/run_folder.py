@@ -1,13 +1,14 @@
 """Whether a folder may become, or go on as, that of a run: nothing of the user's is overwritten there."""
 
+import shutil
 from pathlib import Path
 
 import yaml
 
 from gspn_dit.checkpoint import RECORDS, checkpoints
-from gspn_dit.config import Config, load_config, to_yaml
+from gspn_dit.config import Config, TrainConfig, load_config, to_yaml
 from gspn_dit.errors import UserError
-from gspn_dit.files import refuse_inputs
+from gspn_dit.files import existing, refuse_inputs
 
 
 def check_run_dir(config: Config) -> None:
@@ -41,3 +42,24 @@ def begun(run_dir: Path) -> bool:
         return written.read_text(encoding="utf-8") == to_yaml(load_config(written))
     except (OSError, UserError, UnicodeDecodeError, yaml.YAMLError):
         return False
+
+
+def check_room(run_dir: Path, parameters: int, train: TrainConfig, step: int) -> str | None:
+    """A warning where the disk will fill up before the end of a run; `UserError` where no checkpoint fits at all.
+
+    A checkpoint has the weights, their average and AdamW's two moments, in float32.
+    """
+    size, there = 16 * parameters, len(checkpoints(run_dir))
+    to_come = (train.steps - step) // (train.checkpoint_every or train.steps) + 1
+    needed = max(
+        1, min(train.keep_last + 1, there + to_come) - there
+    )  # the oldest goes after the newest is there
+    free = shutil.disk_usage(existing(run_dir)).free
+    if step >= train.steps or free >= needed * size:
+        return None
+    room = f"{needed} more checkpoints of {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+    if free < size:
+        raise UserError(
+            f"run_dir {run_dir}: the run needs room for {room}: free some, or choose another disk"
+        )
+    return f"the run will need room for {room}: free some, or lower train.keep_last"

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from gspn_dit.checkpoint import (
     rotate,
     weights_file,
 )
-from gspn_dit.config import Config, TrainConfig, load_config, save_config
+from gspn_dit.config import Config, load_config, save_config
 from gspn_dit.data import describe_dataset
 from gspn_dit.data.batches import Batch, Batches
 from gspn_dit.errors import NonFiniteError, UserError
@@ -44,20 +45,10 @@ from gspn_dit.training.ema import EMA
 from gspn_dit.training.log import MetricsLog
 from gspn_dit.training.results import check_tools, finish_run, open_decoder
 from gspn_dit.training.resume import check_same_data, check_same_run
-from gspn_dit.training.run_folder import check_run_dir
+from gspn_dit.training.run_folder import check_room, check_run_dir
+from gspn_dit.training.schedule import learning_rate, rate_change
 from gspn_dit.training.state import load_training_state, save_checkpoint
 from gspn_dit.training.stops import Agreement
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of step 0, 1, ...: linear warm-up, then constant or half a cosine that ends with the run."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    weight = (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    return config.min_learning_rate + weight * (config.learning_rate - config.min_learning_rate)
 
 
 class Trainer:
@@ -69,14 +60,16 @@ class Trainer:
         self.run_dir = Path(config.run_dir)
         self.diffusion = build_diffusion(config)
         self.dataset = create_dataset(config.data)
-        self.open_decoder(config)
-        self.config = config = fit_to_data(config, self.dataset)
-        model = build_model(config, self.dataset, self.diffusion.learn_sigma)
-        self.model_settings = model.config
-        self.prepare(model)
+        self.config = fit_to_data(config, self.dataset, self.diffusion.learn_sigma)
         self.batches = self.create_batches()
         self.validator = build_validator(config, self.dataset, self.batches.micro_batch, accelerator)
         self.step = 0
+        self.source = self.find_source()
+        model = build_model(self.config, self.dataset, self.diffusion.learn_sigma)
+        self.model_settings = model.config
+        self.check_room(sum(parameter.numel() for parameter in model.parameters()))
+        self.open_decoder(config)
+        self.prepare(model)
         self.pending: list[torch.Tensor] = []
         """Measurements of the newest steps, (loss terms and gradient norm), still on the device."""
         self.window: list[dict[str, float]] = []
@@ -92,6 +85,13 @@ class Trainer:
         else:
             self.decoder = NoDecoder()
         self.shows_samples = broadcast_object_list([self.decoder is not None])[0]
+
+    def check_room(self, parameters: int) -> None:
+        """Say where checkpoints will fill the disk; `UserError` where none fits."""
+        train = self.config.train
+        check = partial(check_room, self.run_dir, parameters, train, self.step)
+        if warning := on_main_process(self.main, check):
+            self.report(warning)
 
     def prepare(self, model: nn.Module) -> None:
         """Move to the device, compile, and wrap for several processes."""
@@ -120,26 +120,36 @@ class Trainer:
             pin=self.accelerator.device.type == "cuda",
         )
 
-    def resume(self) -> None:
-        """Continue from the newest undamaged checkpoint, if the run has one."""
+    def find_source(self) -> Path | None:
+        """The newest undamaged checkpoint, which must be of this very run, or else that of train.init_from."""
         folder = on_main_process(self.main, lambda: newest_undamaged(self.run_dir, self.report))
+        train = self.config.train
         if folder is None:
+            return find_checkpoint(train.init_from) if train.init_from else None
+        before, state = load_config(folder / "config.yaml"), read_state(folder)
+        check_same_run(folder, before, self.config)
+        check_same_data(folder, state["dataset"], self.dataset)
+        if state["step"] > train.steps:
+            raise UserError(f"train.steps is {train.steps}, but {folder} is further: raise it")
+        self.step = state["step"]
+        return folder
+
+    def resume(self) -> None:
+        """Take up the training, or begin it, from `source`."""
+        folder = self.source
+        if not self.step:
             self.initialise()
             return
-        check_same_run(folder, load_config(folder / "config.yaml"), self.config)
-        check_same_data(folder, read_state(folder)["dataset"], self.dataset)
         optimizer = self.optimizer.optimizer
         state = load_training_state(folder, model=self.model, optimizer=optimizer, ema=self.ema)
-        self.step = state["step"]
         self.window = state["window"]
-        if self.step > self.config.train.steps:
-            raise UserError(f"train.steps is {self.config.train.steps}, but {folder} is further: raise it")
         self.report(f"continuing from {folder}")
+        if change := rate_change(load_config(folder / "config.yaml").train, self.config.train, self.step):
+            self.report(change)
 
     def initialise(self) -> None:
         """Begin a new run, from the weights of `train.init_from` when it is set."""
-        if self.config.train.init_from:
-            folder = find_checkpoint(self.config.train.init_from)
+        if folder := self.source:
             load_weights(self.model, weights_file(folder, read_state(folder), ema=True))
             self.ema.copy_from_model()
             self.report(f"starting from the EMA weights of {folder}")

@@ -15,7 +15,8 @@ from gspn_dit.data.mnist import Digits
 from gspn_dit.errors import UserError
 from gspn_dit.training import trainer
 from gspn_dit.training.ema import EMA, decay_at
-from gspn_dit.training.trainer import Trainer, learning_rate
+from gspn_dit.training.schedule import learning_rate, rate_change
+from gspn_dit.training.trainer import Trainer
 from tests.training.run_state import final_state, log_rows
 
 RATE = TrainConfig(steps=110, batch_size=1, learning_rate=2.0, warmup_steps=10, min_learning_rate=1.0)
@@ -307,3 +308,26 @@ def test_weights_that_are_not_finite_make_no_checkpoint(train_run, monkeypatch):
     monkeypatch.setattr(EMA, "update", spoil)
     with pytest.raises(UserError, match=r"step 10: no checkpoint written \(model: [\w.]+ is not finite\)"):
         train_run("run")
+
+
+def test_what_more_steps_do_to_a_cosine_is_said(train_run, tmp_path, capsys):
+    overrides = ("train.warmup_steps=0", "train.learning_rate=1.0e-3")
+    train_run("run", "train.steps=6", *overrides)
+    capsys.readouterr()
+    train_run("run", "train.steps=12", *overrides)
+    said = capsys.readouterr().out
+    assert (
+        "train.steps is 12, was 6: the cosine of the learning rate now ends at step 12; "
+        "the rate goes from 6.7e-05 at step 6 to 0.0005 at step 7, then to 0 by the end"
+    ) in said
+    rates = [row["learning_rate"] for row in log_rows(tmp_path / "run")]
+    assert rates[5] == pytest.approx(6.7e-05, rel=1e-2) and rates[6] == pytest.approx(5e-4)
+
+
+def test_a_rate_that_stays_is_not_spoken_of():
+    cosine = dataclasses.replace(RATE, schedule="cosine")
+    longer = dataclasses.replace(cosine, steps=200)
+    assert rate_change(cosine, cosine, 50) is None
+    assert rate_change(RATE, dataclasses.replace(RATE, steps=200), 50) is None
+    assert rate_change(cosine, longer, 5) is None  # both in the warm-up
+    assert "from 1.49 at step 61 to" in rate_change(cosine, longer, 61)
