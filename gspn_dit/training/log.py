@@ -121,12 +121,18 @@ def wandb_id(run_dir: Path) -> str:
     return known
 
 
-def open_wandb(config: Config) -> Any:
+def import_wandb() -> Any:
+    """The package, which is optional; `UserError` where it is not installed."""
     try:
         # Optional: installed by those who use it.
         import wandb
     except ImportError as error:
         raise UserError("train.wandb needs wandb: pip install wandb, or leave it null") from error
+    return wandb
+
+
+def open_wandb(config: Config) -> Any:
+    wandb = import_wandb()
     return wandb.init(
         project=config.train.wandb,
         name=printable(Path(config.run_dir).name),

@@ -14,7 +14,7 @@ from gspn_dit.evaluation.demo import format_table, score_demo
 from gspn_dit.files import cache_folder, check_output, check_output_folder, read_json, write_json
 from gspn_dit.latents.autoencoder import Autoencoder, check_channels, create_autoencoder
 from gspn_dit.sampling.grids import draw_grid, save_grid
-from gspn_dit.training.log import plot_loss
+from gspn_dit.training.log import import_wandb, plot_loss
 
 Report = Callable[[str], None]
 
@@ -40,7 +40,9 @@ def open_decoder(
 def check_tools(config: Config) -> None:
     """Raise `UserError` for what the end of a run needs and this machine lacks: known before the run, not after it."""
     check_output_folder("run_dir", config.run_dir)
-    require_packages("matplotlib", *(("wandb",) if config.train.wandb else ()))
+    require_packages("matplotlib")
+    if config.train.wandb:
+        import_wandb()
     if config.sample.sampler == "dpm-solver++":
         require_packages("diffusers")
     if config.data.kind == "mnist" and config.eval.samples > 0:

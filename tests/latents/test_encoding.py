@@ -321,7 +321,7 @@ def test_too_little_room_is_told_before_the_work(image_folder, vae_folder, tmp_p
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_work(image_folder, vae_folder, monkeypatch):
     monkeypatch.setattr(Encoder, "probe", None)
-    with pytest.raises(NotADirectoryError, match="/dev/null/out"):
+    with pytest.raises(UserError, match="OUT /dev/null/out cannot be written: /dev/null is a device"):
         encode(image_folder(4), Path("/dev/null/out"), vae_folder)
 
 

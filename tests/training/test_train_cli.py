@@ -23,7 +23,7 @@ def status_of(*argv: str) -> int:
         (("TINY", "model.name=DiT-Q/2"), "model name is 'DiT-Q/2'"),
         (("TINY", "--fast"), "unrecognized arguments: --fast"),
         (("TINY", "data.kind=latents", "data.path=/nowhere"), "/nowhere does not exist"),
-        (("TINY", "run_dir=/dev/null/run"), "cannot use /dev/null/run: Not a directory"),
+        (("TINY", "run_dir=/dev/null/run"), "run_dir /dev/null/run cannot be written: /dev/null is a device"),
     ],
 )
 def test_mistakes(tiny_yaml, capsys, arguments, message):
