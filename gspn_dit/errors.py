@@ -53,9 +53,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         except KeyboardInterrupt as error:
             status = stopped(error, request.number or signal.SIGINT)
         except Exception as error:
-            if (
-                request.number
-            ):  # met on the way out: nobody reads the output any more, another process is gone
+            # Met on the way out of a stop: nobody reads the output any more, or another process is gone.
+            if request.number:
                 status = stopped(error, request.number)
             elif (message := one_line(error)) is None:
                 raise

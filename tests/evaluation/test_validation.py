@@ -273,7 +273,10 @@ def test_latents_are_validated_on_a_second_folder_of_them(train_run, store_folde
         (["run", "--images", "0"], "--images 0: expected at least 1"),
         (["run", "--edges", "0.6,0.3"], "--edges 0.6,0.3: expected two numbers between 0 and 1"),
         (["run", "--edges", "a"], "--edges a: expected two numbers"),
-        (["run", "--json", "/nowhere/v.json"], "--json /nowhere/v.json cannot be written: its folder does not exist"),
+        (
+            ["run", "--json", "/nowhere/v.json"],
+            "--json /nowhere/v.json cannot be written: its folder does not exist",
+        ),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message):
