@@ -21,7 +21,7 @@ from gspn_dit.files import claimed
 from gspn_dit.latents import store
 from gspn_dit.latents.autoencoder import LatentAutoencoder, create_autoencoder
 from gspn_dit.latents.dataset import DTYPE, MIRRORS, LatentDataset, read_manifest
-from gspn_dit.latents.encoding import Encoder, float16_error, in_time
+from gspn_dit.latents.encoding import Encoder
 from tests.data.test_images import write_broken
 
 from .conftest import SCALE, SHIFT, picture, save_vae
@@ -366,23 +366,6 @@ def test_time_and_room_are_told_first(image_folder, vae_folder, tmp_path, capfd)
     needed = 4 * 2 * 2 * 64 * 2 / 1e6
     assert "4 images of 3 classes, 4 yet to be encoded" in first and f"needs {needed:.1f} MB more" in first
     assert second.startswith("about ") and "images/s" in second and "float16" in second
-
-
-def test_error_of_float16():
-    moments = torch.zeros(1, 2, 2, 1, 1, 2)
-    moments[:, :, 0] = 1 + 2.0**-11 - 2.0**-20  # just below half a unit in the last place
-    moments[:, 0, 1, 0, 0, 0] = 2 * (2 + 2.0**-10 - 2.0**-19)
-    error = float16_error(moments, scale=0.5)
-    rounding = 2.0**-11 - 2.0**-20
-    deviation = np.sqrt((3 + np.exp(2 * (2 + 2.0**-10 - 2.0**-19))) / 4)
-    assert error["mean_max"] == pytest.approx(rounding / 2, rel=1e-5)
-    assert error["mean_rms"] == pytest.approx(rounding / 2, rel=1e-5)
-    assert error["deviation_max"] == pytest.approx(np.expm1(2.0**-10 - 2.0**-19), rel=1e-2)
-    assert error["share_of_posterior"] == pytest.approx(rounding / deviation, rel=1e-5)
-
-
-def test_time_in_words():
-    assert [in_time(seconds) for seconds in (9.6, 720, 12_000)] == ["10 s", "12 min", "3 h 20 min"]
 
 
 def test_names_that_are_not_utf8_are_listed(vae_folder, tmp_path):

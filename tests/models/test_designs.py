@@ -5,27 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from gspn_dit.models import create_model
-from gspn_dit.models.basics import normalize
-from gspn_dit.models.layers import MLP, SwiGLU
 from gspn_dit.models.line_scan import DIRECTIONS, LineScan, row_stochastic
 from gspn_dit.models.mixers import create_mixer
 from gspn_dit.models.settings import resolve_settings
 from ops import gated_merge, gspn_scan, gspn_scan_reference
 
-TINY = {"input_size": 16, "in_channels": 3, "num_classes": 5, "width": 32, "depth": 2}
-
-
-def moved(module, scale=0.1):
-    """A module away from its initial state, where zeros would hide what follows them."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in module.parameters():
-        parameter.data.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return module
-
-
-def model(name="GSPN-DiT-S/4", **overrides):
-    torch.manual_seed(0)
-    return create_model(name, **{**TINY, **overrides})
+from .tiny import TINY, double, images, model, moved, tokens
 
 
 def mixer(block=0, **overrides):
@@ -36,19 +21,6 @@ def mixer(block=0, **overrides):
         if hasattr(part, "initialize_weights"):
             part.initialize_weights()
     return module
-
-
-def double(module):
-    return moved(module).double()
-
-
-def tokens(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
-def images():
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([3.0, 700.0]), torch.tensor([0, 5])
 
 
 def shapes(module):
@@ -372,39 +344,6 @@ def test_designs_keep_the_size_of_the_dit_of_their_name(name):
     for overrides in ({"local_path": "norm"}, {"local_path": "modulated"}, {"mlp": "swiglu", "norm": "rms"}):
         assert count(f"GSPN-{name}", **overrides) == pytest.approx(size, rel=0.03)
     assert count(name, mlp="swiglu", norm="rms") == pytest.approx(size, rel=0.001)
-
-
-def test_swiglu_by_its_definition():
-    module = double(SwiGLU(32, 128))
-    x = tokens(2, 3, 3, 32)
-    gate, value = (x @ module.hidden.weight.T + module.hidden.bias).split(module.out.in_features, -1)
-    expected = (gate * gate.sigmoid() * value) @ module.out.weight.T + module.out.bias
-    torch.testing.assert_close(module(x), expected)
-    assert module.out.in_features == 88  # 2/3 of 128, to the nearest multiple of 8
-    assert isinstance(model("DiT-S/4").blocks[0].mlp, MLP)
-
-
-@pytest.mark.parametrize(
-    ("name", "overrides"),
-    [
-        ("GSPN-S/4", {"local_path": "norm"}),
-        ("GSPN-DiT-S/4", {"scan_order": "sequential"}),
-        ("DiT-S/4", {}),
-    ],
-)
-def test_rms_norm_replaces_every_norm(name, overrides, monkeypatch):
-    network = moved(model(name, norm="rms", **overrides))
-    expected = network(*images())
-
-    def refuse(*_, **__):
-        raise AssertionError("a LayerNorm is left")
-
-    monkeypatch.setattr(F, "layer_norm", refuse)
-    torch.testing.assert_close(network(*images()), expected)
-    x = tokens(2, 3, 32)
-    torch.testing.assert_close(normalize(x, "rms"), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt())
-    with pytest.raises(AssertionError, match="a LayerNorm is left"):
-        model(name)(*images())
 
 
 def test_settings_survive_json_and_rebuild_the_model():
