@@ -30,7 +30,7 @@ class GatedConvMixer(nn.Module):
 
     1x1, depthwise 7x7, core, norm, 1x1, depthwise 3x3, gate x * relu(x), 1x1. The norm has no weights and is
     not in the paper: a line scan is of degree three in its input and the gate squares it, and a module of
-    degree six has outputs with heavy tails, on which training is slow.
+    degree six has outputs with heavy tails, on which training is slow. The setting `module: paper` leaves it out.
 
     With a local path what the core receives stands beside what it returns, each with a norm of its own: a sum
     over whole lines drowns the token's own value, and one norm over both would not bring it back.
@@ -40,7 +40,8 @@ class GatedConvMixer(nn.Module):
         super().__init__()
         width, wide = settings.width, settings.module_width
         first, second = settings.kernel_sizes
-        self.norm, self.local_path, self.conv_init = settings.norm, settings.local_path, settings.conv_init
+        self.module, self.local_path = settings.module, settings.local_path
+        self.norm, self.conv_init = settings.norm, settings.conv_init
         self.proj_in = nn.Linear(width, width, bias=False)
         self.conv_in = depthwise_conv(width, first, bias=True)
         self.core = core
@@ -64,6 +65,8 @@ class GatedConvMixer(nn.Module):
 
     def _beside(self, y: torch.Tensor, x: torch.Tensor, *scales: torch.Tensor) -> torch.Tensor:
         """The core's output y, with its input x where there is a local path."""
+        if self.module == "paper":
+            return y
         if self.local_path == "none":
             return normalize(y, self.norm)
         parts = [normalize(part, self.norm) for part in (y, x)]

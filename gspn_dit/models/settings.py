@@ -36,7 +36,7 @@ _SCAN_FIELDS = (
     "gain_groups",
     "forget",
 )
-_MODULE_FIELDS = ("local_path", "conv_init", "kernel_sizes", "block")
+_MODULE_FIELDS = ("module", "local_path", "conv_init", "kernel_sizes", "block")
 _MLP_FIELDS = ("mlp_ratio", "mlp", "block")
 
 
@@ -68,6 +68,9 @@ class ModelConfig:
     half as wide as makes up for the MLP (inverted_bottleneck: 1x1 to that width, depthwise, gate, 1x1 back)."""
     mixer: Literal["gspn", "attention", "conv_attention"] | None = None
     """What mixes tokens; conv_attention, a control, is the GSPN module with attention in place of its scan."""
+    module: Literal["normed", "paper"] | None = None
+    """The GSPN module with a norm after its scan and a bottleneck of 16 or more (normed, default), or exactly the
+    paper's, with neither (paper; arXiv 2501.12381)."""
     local_path: Literal["none", "norm", "modulated"] | None = None
     """What stands in the GSPN module beside the scan s of x (or attention in its place): nothing, norm(s)
     (none, default); x itself, norm(s) + norm(x) (norm); or norm(s) (1 + a) + norm(x) (1 + b), a and b of the
@@ -89,7 +92,8 @@ class ModelConfig:
     """Propagation maps of a scan, each shared by width // groups channels: the width itself (default of GSPN),
     width // 16 (default of GSPN-DiT), or 1 (one map for all channels)."""
     bottleneck: int | None = None
-    """Width from which a scan's maps are projected; width // 16 by default, and never below 16."""
+    """Width from which a scan's maps are projected; width // 16 by default, and no default is below 16
+    but that of the paper's module."""
     merge: Literal["scalar", "channel", "linear", "sum"] | None = None
     """How the directions' maps become one: a weight per direction (scalar, default), one per direction and
     channel (channel), a full linear layer (linear), or their sum, the read-out gates being weights enough (sum)."""
@@ -211,7 +215,8 @@ def _with_defaults(settings: ModelSettings) -> ModelSettings:
     settings = _fill(settings, defaults)
     _check_types(settings)
     if settings.mixer != "attention":
-        settings = _fill(settings, {"local_path": "none", "conv_init": "random", "kernel_sizes": (7, 3)})
+        module = {"module": "normed", "local_path": "none", "conv_init": "random", "kernel_sizes": (7, 3)}
+        settings = _fill(settings, module)
     if not is_gspn:
         settings = _fill(settings, _block_defaults(settings))
     if settings.mixer == "gspn":
@@ -220,7 +225,7 @@ def _with_defaults(settings: ModelSettings) -> ModelSettings:
             "scan": "lines",
             "normalization": "row_stochastic",
             "groups": settings.width if is_gspn else narrow,
-            "bottleneck": max(narrow, 16),
+            "bottleneck": narrow if settings.module == "paper" else max(narrow, 16),
             "merge": "scalar",
             "direction_skip": False,
             "segment": 2,
@@ -318,6 +323,10 @@ def _check(settings: ModelSettings) -> None:
             raise ValueError(
                 f"local_path is 'modulated'; expected none or norm: {settings.name} has no adaLN"
             )
+    if settings.module == "paper" and settings.local_path != "none":
+        raise ValueError(
+            f"local_path is {settings.local_path!r}; expected none: it needs a norm, and module 'paper' has none"
+        )
     if settings.position == "sincos" and settings.width % 4:
         raise ValueError(f"width is {settings.width}; expected a multiple of 4 for sincos positions")
     if settings.mixer == "gspn":

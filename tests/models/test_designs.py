@@ -157,6 +157,19 @@ def test_the_local_path_by_its_definition(core):
     assert not torch.allclose(outputs["modulated"], outputs["norm"])
 
 
+@pytest.mark.parametrize("name", ["GSPN-DiT-S/4", "GSPN-S/4"])
+def test_the_papers_module_has_no_norm_and_a_sixteenth_of_the_width(name):
+    network = model(name, module="paper", width=64)
+    assert network.settings.bottleneck == 4 and model(name, width=64).settings.bottleneck == 16
+    module = double(mixer(module="paper"))
+    x = tokens(2, 5, 6, 32)
+    core = module.core(module.conv_in(module.proj_in(x)))
+    g = module.conv_mid(module.proj_mid(core))
+    torch.testing.assert_close(module(x), module.proj_out(g * g.relu()))
+    with pytest.raises(ValueError, match="local_path is 'norm'; expected none: it needs a norm"):
+        model(name, module="paper", local_path="norm")
+
+
 def test_a_block_gives_its_mixer_the_last_two_of_eight_modulations():
     block = double(model(local_path="modulated", groups=4)).blocks[0]
     x, condition = tokens(2, 4, 4, 32), tokens(2, 32)
