@@ -16,6 +16,7 @@ from gspn_dit.models.settings import resolve_settings
 
 GRIDS = {16: 64, 32: 16, 64: 4, 128: 1, 256: 1}  # tokens on a side: batch
 STAGED, PROFILED = (16, 32, 64), (16, 64)  # the grids of these parts
+PROFILED_PASSES = 5
 STEP_BLOCKS = 4
 MIXERS = {
     "attention": ("DiT-XL/2", None),
@@ -191,7 +192,7 @@ def profile_rows() -> Iterator[dict]:
                 torch.autograd.grad(run(x), (x, *mixer.parameters()), grad)
             torch.cuda.synchronize()
             with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-                for _ in range(5):
+                for _ in range(PROFILED_PASSES):
                     torch.autograd.grad(run(x), (x, *mixer.parameters()), grad)
                 torch.cuda.synchronize()
             averages = profiler.key_averages()
@@ -201,12 +202,12 @@ def profile_rows() -> Iterator[dict]:
             yield {
                 "pixels": side * 16,
                 "compiled": compiled,
-                "microseconds": total / 5,
+                "microseconds": total / PROFILED_PASSES,
                 "kernels": [
                     {
                         "name": event.key[:160],
-                        "calls": event.count / 5,
-                        "microseconds": event.self_device_time_total / 5,
+                        "calls": event.count / PROFILED_PASSES,
+                        "microseconds": event.self_device_time_total / PROFILED_PASSES,
                         "share": event.self_device_time_total / total,
                     }
                     for event in kernels[:20]

@@ -73,6 +73,6 @@ def test_make_scores_the_demo_unless_told_what():
     command = [".venv/bin/python", "eval_fid.py"]
     demo = ["--reference", "mnist", "--features", "digits", "--num", "1000", "--labels", "balanced"]
     assert make("eval", "ARGS=") == [*command, "runs/demo", *demo]
-    parse_arguments(make("eval", "ARGS=")[2:])
+    parse_arguments(make("eval", "ARGS=")[2:], Path("results"))
     told = make("eval", "RUN=runs/gspn_b2", "ARGS=--reference r.npz --preset paper")
     assert told == [*command, "runs/gspn_b2", *["--reference", "r.npz", "--preset", "paper"]]

@@ -77,6 +77,7 @@ def save_inception(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_from_photographs_to_scores(tmp_path, capsys):
     images, latents, run = tmp_path / "images", tmp_path / "latents", tmp_path / "run"
     config, samples, grid = tmp_path / "config.yaml", tmp_path / "samples.npz", tmp_path / "grid.png"

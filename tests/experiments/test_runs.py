@@ -28,6 +28,7 @@ def mini_run(name="gspn", **train):
     return make_run(dataclasses.replace(variant, train=train), MINI, 0)
 
 
+@pytest.mark.slow
 def test_the_miniature_runs_everything_reports_it_and_does_nothing_twice(tmp_path, monkeypatch):
     command = ["--scale", "mini", "--out", str(tmp_path), "--workers", "0"]
     assert main(command) == 0
