@@ -13,11 +13,12 @@ from gspn_dit.names import printable
 EXAMPLES = """\
 examples:
   python sample.py runs/demo --classes 0,3,7 --per-class 8 --cfg-scale 2.0 --out grid.png
+  python sample.py runs/gspn_b2 --size 256x384 --classes 207 --out wide.png
   accelerate launch --num_processes 8 sample.py runs/gspn_b2 --num 50000 --npz samples.npz --batch-size 64
 
 A grid has a row for each class. A sample file is ADM's: `arr_0` (N, H, W, 3) uint8, and `labels`; what
 decides its images is stored beside it as samples.json. The same command again continues an interrupted one.
-Image i depends on the seed and on i alone, not on the batch size or the number of processes.
+Image i of a size depends on the seed and on i alone, not on the batch size or the number of processes.
 """
 
 
@@ -56,6 +57,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cfg-interval", metavar="LOW,HIGH", help="guide only for t between (default: everywhere)"
     )
+    parser.add_argument(
+        "--size",
+        metavar="HxW",
+        help="pixels of an image, for networks without positions (default: the size trained on)",
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="key of every draw (default: 0)")
     parser.add_argument(
         "--batch-size", metavar="N", type=int, default=16, help="images at once (default: 16)"
@@ -75,6 +81,16 @@ def numbers(text: str | None, option: str, kind: type) -> list | None:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: expected numbers with commas between, such as 0,3,7") from None
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width of a size such as 256x384."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"--size {text}: expected height and width in pixels, such as 256x384")
+    return int(parts[0]), int(parts[1])
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -136,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg_scale=1.0 if cfg_scale is None and arguments.num else cfg_scale,
         cfg_interval=tuple(interval) if interval else None,
         seed=arguments.seed,
+        size=image_size(arguments.size),
         vae=arguments.vae,
         batch_size=arguments.batch_size,
     ).resolve()

@@ -119,7 +119,7 @@ _MOST_STEPS = {"ddpm": STEPS, "ddim": STEPS, "dpm-solver++": STEPS - 1}
 
 
 def keyed_noise(seed: int, indices: torch.Tensor | list[int], shape: tuple[int, ...]) -> NoiseSource:
-    """Noise for images of shape (C, H, W) that depends on (seed, image index, step) alone.
+    """Noise for images of shape (C, H, W), any H and W, that depends on (seed, image index, step) and the shape alone.
 
     Step 0 gives the start noise and step k the k-th fresh noise of a stochastic sampler: (B, C, H, W) float32
     on the CPU, the same in any batch and for any device.

@@ -41,6 +41,7 @@ def sample_latents(
     steps: int,
     cfg_scale: float,
     cfg_interval: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
     batch_size: int,
     device: torch.device | str,
     progress: bool = True,
@@ -57,7 +58,7 @@ def sample_latents(
     diffusion = create_diffusion(
         **{key: value for key, value in vars(config.diffusion).items() if value is not None}
     )
-    shape = (model.in_channels, model.input_size, model.input_size)
+    shape = (model.in_channels, *(size or (model.input_size, model.input_size)))
     batches = zip(labels.split(batch_size), indices.split(batch_size), strict=True)
     bar = progress_bar(
         total=len(labels) * steps,  # counted in steps, shown in images
@@ -102,6 +103,7 @@ def generate(
         indices: (n,) int64, the number of each image: the key of its noise.
         settings: those of `sample_latents`:
             seed, sampler, steps, cfg_scale, cfg_interval: see `gspn_dit.diffusion.sample`;
+            size: height and width of the latents, other than those trained on: for a model without positions;
             batch_size: images sampled at once: decides memory and speed, not results;
             device: where the model is;
             progress: show a bar on stderr.

@@ -16,6 +16,7 @@ from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import Autoencoder, check_channels, create_autoencoder
 from gspn_dit.models.networks import create_model
+from gspn_dit.models.settings import resolve_settings
 from gspn_dit.processes import held_for_all, on_main_process
 from gspn_dit.sampling.generation import generate, keyed_labels
 from gspn_dit.sampling.grids import save_grid
@@ -38,6 +39,8 @@ class Request:
     seed: int = 0
     vae: str | None = None
     """Decoder in place of the run's own: a hub id or a folder in diffusers' format."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images in pixels, other than those trained on."""
     batch_size: int = 16
 
     def resolve(self) -> "Resolved":
@@ -61,7 +64,9 @@ class Request:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
-        return Resolved(request, config, read_state(checkpoint))
+        resolved = Resolved(request, config, read_state(checkpoint))
+        resolved.check_positions()
+        return resolved
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,37 @@ class Resolved:
                     f"--classes holds {label}; this model has the classes 0 to {self.num_classes - 1}"
                 )
 
+    def check_positions(self) -> None:
+        """Raise `UserError` for another size than the one trained on where the network knows that one alone."""
+        model = self.state["model"]
+        position = resolve_settings(**model).position
+        if self.request.size is not None and position != "none":
+            raise UserError(
+                f"--size is for networks without positions; {model['name']} of this run has position {position!r}, "
+                f"for its {model['input_size']}x{model['input_size']} latents alone: leave it out"
+            )
+
+    def latent_size(self, autoencoder: Autoencoder) -> tuple[int, int]:
+        """Height and width of the latents; `UserError` for a size in pixels that has no whole number of tokens."""
+        settings = resolve_settings(**self.state["model"])
+        if self.request.size is None:
+            return settings.input_size, settings.input_size
+        token = autoencoder.factor * settings.patch_size
+        if any(length % token for length in self.request.size):
+            raise UserError(
+                f"--size {'x'.join(map(str, self.request.size))}: expected multiples of {token}, the pixels of a token "
+                f"(patches of {settings.patch_size}, decoded to {autoencoder.factor} times the size)"
+            )
+        height, width = self.request.size
+        return height // autoencoder.factor, width // autoencoder.factor
+
     def load_decoder(self, device: torch.device) -> Autoencoder:
         """The decoder, on the device; `UserError` when there is none, or it is not of this model's latents."""
         if self.request.vae is None and self.config.data.kind == "latents":
             raise UserError("the run does not say what decodes its latents: give --vae HUB_ID_OR_FOLDER")
         autoencoder = create_autoencoder(self.request.vae, device)
         check_channels(autoencoder, self.state["model"]["in_channels"])
+        self.latent_size(autoencoder)
         return autoencoder
 
     def load_model(self, device: torch.device) -> nn.Module:
@@ -122,6 +152,7 @@ class Resolved:
             "cfg_interval": request.cfg_interval,
             "labels": labels,
             "seed": request.seed,
+            "size": list(request.size) if request.size else None,
             "decoder": autoencoder.identity,
         }
 
@@ -147,6 +178,7 @@ class Resolved:
             steps=request.steps,
             cfg_scale=request.cfg_scale,
             cfg_interval=request.cfg_interval,
+            size=self.latent_size(autoencoder),
             batch_size=request.batch_size,
             device=device,
             progress=progress,
@@ -182,7 +214,8 @@ def sample_file(resolved: Resolved, count: int, labels: str, path: Path, acceler
     with held_for_all(main, claimed_file(path)), noting(file.kept):
         file.check()
         if not file.complete:  # by another, a moment ago
-            image_bytes = 3 * (resolved.state["model"]["input_size"] * autoencoder.factor) ** 2
+            height, width = resolved.latent_size(autoencoder)
+            image_bytes = 3 * height * width * autoencoder.factor**2
             accelerator.print(on_main_process(main, lambda: file.room(image_bytes)))
             fill(resolved, file, autoencoder, labels, accelerator)
     return settings

@@ -24,7 +24,7 @@ def tiny_config(run_dir: Path, objective: str) -> Config:
     )
 
 
-def make_run(folder: Path, objective: str = "flow") -> Path:
+def make_run(folder: Path, objective: str = "flow", **model_settings: str) -> Path:
     """A run folder with one checkpoint of random weights; the averaged ones differ from the last ones."""
     config = tiny_config(folder, objective)
     torch.manual_seed(0)
@@ -36,6 +36,7 @@ def make_run(folder: Path, objective: str = "flow") -> Path:
         learn_sigma=objective == "ddpm",
         width=16,
         depth=1,
+        **model_settings,
     )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # the zero-initialised layers would hide class and noise

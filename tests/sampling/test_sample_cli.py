@@ -20,6 +20,8 @@ from gspn_dit.latents.autoencoder import PixelAutoencoder
 from gspn_dit.sampling.sample_file import read_settings
 from tests.launch import ROOT, accelerate_launch
 
+from .conftest import make_run
+
 
 def test_a_grid_of_the_classes_asked_for(flow_run, tmp_path, capsys):
     out = tmp_path / "new" / "grid.png"
@@ -105,6 +107,9 @@ def test_labels_decide_guidance_and_averaged_weights(flow_run, tmp_path):
         ("--sampler ddim", "sampler is 'ddim'; expected one of heun, euler"),
         ("--cfg-interval 1", "expected two numbers, LOW,HIGH"),
         ("--cfg-interval 0.5,0.1", "cfg_interval is"),
+        ("--size 32", "--size 32: expected height and width in pixels, such as 256x384"),
+        ("--size 0x32", "--size 0x32: expected height and width"),
+        ("--size 40x36", "--size 40x36: expected multiples of 8, the pixels of a token"),
         ("--bogus 1", "unrecognized arguments: --bogus 1"),
     ],
 )
@@ -115,6 +120,36 @@ def test_bad_input_is_one_line(options, message, flow_run, tmp_path, monkeypatch
         sample.main([str(flow_run), *options.split()])
     assert message in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_size_of_a_network_without_positions(flow_run, tmp_path):
+    grid, file = tmp_path / "grid.png", tmp_path / "s.npz"
+    wide = [str(flow_run), "--size", "24x48", "--steps", "1"]
+    assert sample.main([*wide, "--classes", "0,3", "--per-class", "3", "--out", str(grid)]) == 0
+    assert Image.open(grid).size == (3 * 50 + 2, 2 * 26 + 2)
+    assert sample.main([*wide, "--num", "5", "--npz", str(file), "--labels", "balanced"]) == 0
+    with np.load(file) as arrays:
+        images = arrays["arr_0"]
+    assert images.shape == (5, 24, 48, 3) and images.std() > 1
+    assert read_settings(file)["size"] == [24, 48]
+    picture = np.asarray(Image.open(grid))[2:26, 2:50]
+    assert np.abs(images[0].astype(int) - picture).max() > 1  # guided, the grid's default
+    with pytest.raises(UserError, match=r"was begun with size \[24, 48\], now None"):
+        sample.main([str(flow_run), "--steps", "1", "--num", "5", "--npz", str(file), "--labels", "balanced"])
+    own = [str(flow_run), "--num", "5", "--steps", "1", "--npz"]
+    assert sample.main([*own, str(tmp_path / "a.npz")]) == 0
+    assert sample.main([*own, str(tmp_path / "b.npz"), "--size", "32x32"]) == 0
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+        assert np.array_equal(a["arr_0"], b["arr_0"])
+
+
+def test_positions_are_for_one_size(tmp_path):
+    run = make_run(tmp_path / "run", position="sincos")
+    with pytest.raises(
+        UserError, match=r"--size is for networks without positions; GSPN-DiT-S/8 .* position 'sincos'"
+    ):
+        sample.main([str(run), "--size", "64x64"])
+    assert sample.main([str(run), "--steps", "1", "--out", str(tmp_path / "grid.png")]) == 0
 
 
 def test_steps_beyond_the_schedule_and_a_folder_that_is_no_run(ddpm_run, tmp_path):
