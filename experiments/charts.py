@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
@@ -155,4 +156,23 @@ def draw_noise(panels: list[tuple[str, dict[str, list[float]]]], path: Path) -> 
         axes.set(xlabel="t (0: data, 1: noise)", title=title, ylabel="loss against the scan left out, %")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_reach(record: dict[str, Any], path: Path) -> None:
+    """Gradient of the middle output token by every input token: a column for each network, a row for each t."""
+    networks = list(dict.fromkeys(row["network"] for row in record["rows"]))
+    levels = record["settings"]["times"]
+    figure = Figure(figsize=(2.6 * len(networks) + 1, 2.6 * len(levels)), layout="constrained")
+    panels = figure.subplots(len(levels), len(networks), squeeze=False)
+    smallest = min(min(map(min, row["gradients"])) for row in record["rows"])
+    norm = LogNorm(max(smallest, 1e-6), 1)
+    for row in record["rows"]:
+        axes = panels[levels.index(row["t"]), networks.index(row["network"])]
+        image = axes.imshow(row["gradients"], cmap="magma", norm=norm)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(
+            f"{row['network']}, t = {row['t']:g}: half within {row['median_distance']:.1f}", fontsize=8
+        )
+    figure.colorbar(image, ax=panels, label="share of the gradient", shrink=0.8)
     save(figure, path)

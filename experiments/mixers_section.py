@@ -22,7 +22,7 @@ from experiments.mixers_plan import (
     study_folder,
 )
 from experiments.sections import MISSING, Section, show, table
-from experiments.summary import Setting, load_settings
+from experiments.summary import Setting, load_json, load_settings
 from gspn_dit.evaluation.validation import BANDS, Losses, paired_difference, times
 
 PARTS = ("loss", *BANDS)
@@ -64,6 +64,8 @@ class Mixers:
 
     study: Study
     settings: dict[str, Setting]
+    reach: dict[str, Any] | None = None
+    """What one output token sees, of `experiments.reach`."""
 
     def final(self, kind: int, name: str) -> Setting | None:
         return self.settings.get(f"{self.kinds()[kind]}-{name}")
@@ -80,7 +82,8 @@ def load_mixers(scale: str, results: Path) -> Mixers | None:
     if scale not in STUDIES:
         return None
     runs = {run.name: run.key for run in mixer_runs(STUDIES[scale])}
-    return Mixers(STUDIES[scale], load_settings(study_folder(results), runs))
+    folder = study_folder(results)
+    return Mixers(STUDIES[scale], load_settings(folder, runs), load_json(folder / "reach.json"))
 
 
 def losses_of(result: dict[str, Any]) -> Losses | None:
@@ -230,6 +233,18 @@ def noise_curves(mixers: Mixers) -> list[tuple[str, dict[str, list[float]]]]:
     return panels
 
 
+def seen(mixers: Mixers) -> list[str]:
+    """Within how many tokens half of what decides an output token lies, for each network."""
+    if mixers.reach is None:
+        return []
+    found: dict[str, list[str]] = {}
+    for row in mixers.reach["rows"]:
+        found.setdefault(row["network"], []).append(f"{row['median_distance']:.1f}")
+    levels = " and ".join(f"{t:g}" for t in mixers.reach["settings"]["times"])
+    reached = "; ".join(f"{name} {' and '.join(values)}" for name, values in found.items())
+    return [f"half of the gradient of an output token lies within so many tokens, at t = {levels}: {reached}"]
+
+
 def setup(mixers: Mixers) -> str:
     study, results = mixers.study, mixers.results()
     data = [result["data"] for result in results if "data" in result]
@@ -256,6 +271,9 @@ def mixers_section(mixers: Mixers, folder: Path) -> Section:
     if panels:
         charts.draw_noise(panels, folder / "mixers.png")
         pictures.append("mixers.png")
+    if mixers.reach:
+        charts.draw_reach(mixers.reach, folder / "mixers-reach.png")
+        pictures.append("mixers-reach.png")
     found = percent(share_by_seed(mixers.final(0, "winner"), mixers.final(0, "no-scan"), "loss"))
     tables = [final_table(mixers, kind) for kind in range(len(mixers.study.grids))]
     tables += [screening_table(mixers, group) for group in SCREENING]
@@ -265,7 +283,11 @@ def mixers_section(mixers: Mixers, folder: Path) -> Section:
         "On photographs, by how much does the loss fall with the scan: at which noise, on which grid, in which "
         "network?",
         setup(mixers) + ".",
-        [f"the scan, against the same network without it: {found} of the loss", *verdicts(mixers)],
+        [
+            f"the scan, against the same network without it: {found} of the loss",
+            *verdicts(mixers),
+            *seen(mixers),
+        ],
         tables,
         pictures,
     )

@@ -274,3 +274,21 @@ def test_curves_are_the_losses_by_noise_against_the_scan_left_out(section, tmp_p
     filled = np.bincount((times(np.arange(12)) * 8).astype(int), minlength=8) > 0
     assert np.array(curves["GSPN-DiT, the winner"])[filled] == pytest.approx(-0.1)
     assert np.array(curves["DiT, the same recipe"])[filled] == pytest.approx(0)
+
+
+def test_what_a_token_sees_is_a_picture_and_an_answer(section, tmp_path):
+    rows = [
+        {"network": name, "t": t, "median_distance": d, "gradients": [[0.7, 0.1], [0.1, 0.1]]}
+        for name, t, d in (
+            ("scan", 0.25, 1.26),
+            ("scan", 0.75, 3.04),
+            ("no scan", 0.25, 0.5),
+            ("no scan", 0.75, 0.6),
+        )
+    ]
+    write_json(
+        tmp_path / "some" / "mixers-mini" / "reach.json", {"settings": {"times": [0.25, 0.75]}, "rows": rows}
+    )
+    text = section(GOOD)
+    assert "lies within so many tokens, at t = 0.25 and 0.75: scan 1.3 and 3.0; no scan 0.5 and 0.6" in text
+    assert Image.open(tmp_path / "some" / "mixers-reach.png").size[0] > 500
