@@ -32,6 +32,15 @@ class DiffusionConfig:
     """Mean of logit(t), for logit_normal."""
     time_std: float | None = None
     """Standard deviation of logit(t), for logit_normal."""
+    cosine_weight: float | None = None
+    """Weight of 1 - cos of predicted and true velocity, the angle over the channels of each place (flow only;
+    LightningDiT, arXiv 2501.01423, has 1); none unless set."""
+    contrastive_weight: float | None = None
+    """Weight below 1 at which the squared distance of the prediction from the velocity of another image of the
+    batch is subtracted (flow only; contrastive flow matching, arXiv 2506.05350, has 0.05); none unless set."""
+    auxiliary_weight: float | None = None
+    """Weight of the auxiliary head's loss, which is that of the last layer; null: 0.5 (as arXiv 2512.24176) with
+    model.auxiliary_head, else none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +135,10 @@ class SampleConfig:
     cfg_scale: float = 1.0
     """Classifier-free guidance; 1.0 is none."""
     cfg_interval: tuple[float, float] | None = None
-    """Guide only while low <= t <= high; null for everywhere."""
+    """Classifier-free guidance only while low <= t <= high; null for everywhere."""
+    internal_guidance: float = 1.0
+    """Guidance by the auxiliary head (internal guidance, arXiv 2512.24176; needs model.auxiliary_head); 1.0 is
+    none."""
     per_class: int = 8
     """Images of a class in a grid."""
     classes: tuple[int, ...] | None = None
@@ -198,6 +210,7 @@ RULES = (
     ("sample.steps", lambda v: v >= 1, "at least 1"),
     ("sample.cfg_scale", lambda v: v >= 1, "at least 1.0 (1.0 is no guidance)"),
     ("sample.cfg_interval", lambda v: v is None or v[0] < v[1], "[low, high] with low below high, or null"),
+    ("sample.internal_guidance", lambda v: 1 <= v < math.inf, "at least 1.0 (1.0 is no guidance)"),
     ("sample.per_class", lambda v: v >= 1, "at least 1"),
     ("sample.classes", lambda v: v is None or (v and min(v) >= 0), "a list of class numbers, or null"),
     ("sample.batch_size", lambda v: v >= 1, "at least 1"),
@@ -296,7 +309,34 @@ def check(config: Config) -> None:
     if train.micro_batch is not None and train.batch_size % min(train.micro_batch, train.batch_size):
         expected = f"a divisor of train.batch_size, {train.batch_size}"
         raise UserError(f"train.micro_batch: expected {expected}, got {train.micro_batch}")
+    check_diffusion(config)
     check_data(config.data)
+
+
+def check_diffusion(config: Config) -> None:
+    """Raise `UserError` for a term of the loss, or a guidance, that the objective, network or batch cannot have."""
+    diffusion, head = config.diffusion, config.model.auxiliary_head
+    for key in ("cosine_weight", "contrastive_weight"):
+        value = getattr(diffusion, key)
+        if value is not None and diffusion.objective != "flow":
+            raise UserError(
+                f"diffusion.{key}: expected null for objective {diffusion.objective}, whose network predicts no "
+                f"velocity, got {value!r}"
+            )
+    if diffusion.contrastive_weight and config.train.batch_size < 2:
+        raise UserError("train.batch_size: expected at least 2 with diffusion.contrastive_weight, got 1")
+    weight = diffusion.auxiliary_weight
+    if head is None and weight is not None:
+        raise UserError(
+            f"diffusion.auxiliary_weight: expected null without model.auxiliary_head, got {weight!r}"
+        )
+    if head is not None and weight == 0:
+        raise UserError("diffusion.auxiliary_weight: expected above 0 with model.auxiliary_head, got 0.0")
+    guidance = config.sample.internal_guidance
+    if head is None and guidance != 1:
+        raise UserError(
+            f"sample.internal_guidance: expected 1.0 (none) without model.auxiliary_head, got {guidance!r}"
+        )
 
 
 def check_data(data: DataConfig) -> None:

@@ -10,7 +10,7 @@ import struct
 import torch
 
 # Streams: the first integer of a key, so that two uses of one (seed, image number) stay independent.
-TIME, NOISE, DROPOUT, POSTERIOR, ORDER, SAMPLE, LABELS, WEIGHTS, FLIP, VALIDATION = range(10)
+TIME, NOISE, DROPOUT, POSTERIOR, ORDER, SAMPLE, LABELS, WEIGHTS, FLIP, VALIDATION, CONTRAST = range(11)
 
 
 def seed_of(*key: int) -> int:

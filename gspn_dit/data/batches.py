@@ -13,7 +13,7 @@ import torch
 
 from gspn_dit.data import Dataset
 from gspn_dit.data.order import EpochOrder
-from gspn_dit.random import DROPOUT, NOISE, TIME, seed_of
+from gspn_dit.random import CONTRAST, DROPOUT, NOISE, TIME, seed_of
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,19 @@ class Batch:
     """(n,) float32, the time of the diffusion"""
     noise: torch.Tensor
     """(n, C, H, W) float32"""
+    contrast: torch.Tensor | None = None
+    """(n, C, H, W) float32, what to predict for another image of the step; None where nobody asks for it"""
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on a device; the transfer overlaps with work there when the batch is pinned."""
-        return Batch(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
 
     def pin_memory(self) -> "Batch":
-        return Batch(*(value.pin_memory() for value in vars(self).values()))
+        return Batch(**{name: value.pin_memory() for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What it holds, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class Batches:
@@ -48,6 +54,7 @@ class Batches:
         micro_batch: int | None,
         class_dropout: float,
         times: Callable[[torch.Tensor], torch.Tensor],
+        contrast: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         seed: int,
         rank: int = 0,
         processes: int = 1,
@@ -55,7 +62,8 @@ class Batches:
     ) -> None:
         """`batch_size` counts all processes, which must divide it; `micro_batch` is of this process.
 
-        `times` maps uniform numbers (n,) float64 in [0, 1) to times of the diffusion.
+        `times` maps uniform numbers (n,) float64 in [0, 1) to times of the diffusion. `contrast` maps images and
+        their noise, both (n, C, H, W), to what `Batch.contrast` holds; it takes two images a step or more.
         """
         if batch_size % processes:
             raise ValueError(f"batch_size: expected a multiple of processes, {processes}, got {batch_size}")
@@ -66,6 +74,7 @@ class Batches:
         self.micro_batch = min(micro_batch or self.local, self.local)
         self.class_dropout = class_dropout
         self.times = times
+        self.contrast = contrast
         self.seed = seed
         self.rank = rank
         self.pin = pin
@@ -93,12 +102,26 @@ class Batches:
         dropped = uniform(DROPOUT, self.seed, numbers) < self.class_dropout
         y = torch.where(dropped, self.dataset.num_classes, y)
         t = self.times(uniform(TIME, self.seed, numbers))
-        return Batch(x, y, t, normal(NOISE, self.seed, numbers, x.shape[1:]))
+        noise = normal(NOISE, self.seed, numbers, x.shape[1:])
+        if self.contrast is None:
+            return Batch(x, y, t, noise)
+        # Drawn once more, by number: another process may have them.
+        others = other_numbers(numbers, self.batch_size, self.seed)
+        other_x, _ = self.dataset.draw(self.order.indices(others), others, self.seed)
+        other_noise = normal(NOISE, self.seed, others, x.shape[1:])
+        return Batch(x, y, t, noise, self.contrast(other_x, other_noise))
 
 
 def chunks(numbers: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(numbers), size):
         yield numbers[start : start + size]
+
+
+def other_numbers(numbers: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+    """For each image another one of its step, uniform over these: numbers (n,) int64, keyed by its own number."""
+    steps = (uniform(CONTRAST, seed, numbers).numpy() * (batch_size - 1)).astype(np.int64) + 1
+    place = numbers % batch_size
+    return numbers - place + (place + steps) % batch_size
 
 
 def uniform(stream: int, seed: int, numbers: np.ndarray) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gspn_dit.checks import check_noising, visible
+from gspn_dit.diffusion.auxiliary import Terms, check_weight, supervised
 
 STEPS = 1000
 # Half the width of the bins in which an image of 256 levels on [-1, 1] is coded.
@@ -41,11 +42,15 @@ class Schedule:
 class DDPM:
     """1000 steps, linear schedule, learned variance, hybrid loss: the setting of the published numbers."""
 
-    SETTINGS = ()
+    SETTINGS = ("auxiliary_weight",)
     objective = "ddpm"
     learn_sigma = True
+    contrast = None  # a term of flow's loss
 
-    def __init__(self) -> None:
+    def __init__(self, auxiliary_weight: float = 0.0) -> None:
+        """`auxiliary_weight`: that of the auxiliary head's loss, 0 for none; ValueError if it cannot be."""
+        check_weight("auxiliary_weight", auxiliary_weight)
+        self.auxiliary_weight = auxiliary_weight
         self.schedule = Schedule(torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64))
         self._tables: dict[torch.device, torch.Tensor] = {}
 
@@ -55,19 +60,20 @@ class DDPM:
 
     def losses(
         self, model: nn.Module, x0: torch.Tensor, t: torch.Tensor, y: torch.Tensor, noise: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    ) -> Terms:
         """Hybrid loss of each image: arXiv 2102.09672, eq. 16, L_simple + 0.001 L_vlb.
 
         L_vlb sums T terms of which t draws one: that term (`vb`, in bits per dimension) counts T times, its
         weight is 0.001 T = 1. Through it only the variance learns: the predicted noise is detached.
 
         Args:
-            model: called as model(x_t, t, y) -> (B, 2C, H, W).
+            model: called as model(x_t, t, y) -> (B, 2C, H, W); with an `auxiliary_weight` with auxiliary=True, for
+                the predictions of the last layer and of the auxiliary head.
             x0, noise: (B, C, H, W) float32; noise is standard normal.
             t: (B,) float32 from `times`; y: (B,) int64 labels.
 
         Returns:
-            "loss", "mse", "vb": (B,) float32.
+            "loss", "mse", "vb": (B,) float32; "auxiliary" too, the head's loss, where it has a weight.
 
         Raises:
             ValueError: x0, noise or t of shapes that do not belong together, or (on a CPU) a step beyond the schedule.
@@ -81,16 +87,26 @@ class DDPM:
         c = self._coefficients(x0.device)[t.long()].view(-1, 5, 1, 1, 1).unbind(1)
         signal, sigma, log_beta, log_variance, mean_weight = c
         x_t = signal * x0 + sigma * noise
-        predicted, fraction = model(x_t, t, y).float().chunk(2, dim=1)
-        mse = (predicted - noise).square().mean(dim=(1, 2, 3))
-        # x_0 and the mean of q differ from the model's by the error of its noise, scaled: no need of x_0.
-        error = predicted.detach() - noise
-        log_sigma2 = interpolate(fraction, log_beta, log_variance)
-        kl = gaussian_kl(mean_weight * sigma / signal * error, log_variance, log_sigma2)
-        nll = bin_nll(sigma / signal * error, log_sigma2)
         at_zero = (t == 0).view(-1, 1, 1, 1)
-        vb = torch.where(at_zero, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
-        return {"loss": mse + vb * (STEPS / 1000), "mse": mse, "vb": vb}
+
+        def terms(prediction: torch.Tensor) -> Terms:
+            predicted, fraction = prediction.chunk(2, dim=1)
+            mse = (predicted - noise).square().mean(dim=(1, 2, 3))
+            # x_0 and the mean of q differ from the model's by the error of its noise, scaled: no need of x_0.
+            error = predicted.detach() - noise
+            log_sigma2 = interpolate(fraction, log_beta, log_variance)
+            kl = gaussian_kl(mean_weight * sigma / signal * error, log_variance, log_sigma2)
+            nll = bin_nll(sigma / signal * error, log_sigma2)
+            vb = torch.where(at_zero, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
+            return {"loss": mse + vb * (STEPS / 1000), "mse": mse, "vb": vb}
+
+        return supervised(model, x_t, t, y, self.auxiliary_weight, terms)
+
+    def interval(self, low: float, high: float) -> tuple[float, float]:
+        """The first and the last step at which noise / signal is in (low, high]."""
+        ratio = self.schedule.noise / self.schedule.signal
+        inside = ((ratio > low) & (ratio <= high)).nonzero()
+        return float(inside[0]), float(inside[-1])
 
     def _coefficients(self, device: torch.device) -> torch.Tensor:
         if device not in self._tables:

@@ -143,6 +143,8 @@ def check_sampling(
     steps: int,
     cfg_scale: float = 1.0,
     cfg_interval: tuple[float, float] | None = None,
+    internal_guidance: float = 1.0,
+    guide_scale: float | None = None,
 ) -> None:
     """Raise ValueError that names the setting, its value and what was expected."""
     if sampler not in SAMPLERS[objective]:
@@ -152,7 +154,7 @@ def check_sampling(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or (most and steps > most):
         expected = f"an integer from 1 to {most}" if most else "an integer of 1 or more"
         raise ValueError(f"steps is {steps!r}; expected {expected} for {sampler}")
-    check_guidance(cfg_scale, cfg_interval)
+    check_guidance(cfg_scale, cfg_interval, internal_guidance, guide_scale)
 
 
 @torch.no_grad()
@@ -166,6 +168,9 @@ def sample(
     steps: int,
     cfg_scale: float = 1.0,
     cfg_interval: tuple[float, float] | None = None,
+    internal_guidance: float = 1.0,
+    guide: nn.Module | None = None,
+    guide_scale: float | None = None,
     progress: Callable[[], object] | None = None,
 ) -> torch.Tensor:
     """Sample images of the classes y.
@@ -178,19 +183,24 @@ def sample(
         sampler: one of SAMPLERS[diffusion.objective].
         steps: sampler steps; "heun" calls the model twice in each.
         cfg_scale: guidance scale; 1 is none.
-        cfg_interval: guide only while t_low <= t <= t_high, in the units of t (ddpm 0..999, flow 0..1).
+        cfg_interval: of cfg_scale alone: while t_low <= t <= t_high, in the units of t (ddpm 0..999, flow 0..1).
+        internal_guidance: scale of the guidance by the model's auxiliary head; 1 is none.
+        guide: another model of the same data, worse, to guide by; then cfg_scale and internal_guidance are 1.
+        guide_scale: scale of the guidance by `guide`, which takes one.
         progress: called without arguments after every step.
 
     Returns:
         (B, C, H, W) float32 on the device of y, not clamped.
 
     Raises:
-        ValueError: a bad sampler, steps, cfg_scale or cfg_interval, labels that the model does not have, or noise
+        ValueError: a bad sampler, steps or guidance (see `guided`), labels that the model does not have, or noise
             of another shape than (len(y), C, H, W).
         NotFinite (a FloatingPointError): an image came out with NaN or infinity; it says which, and since which t.
     """
-    check_sampling(diffusion.objective, sampler, steps, cfg_scale, cfg_interval)
-    predict = guided(model, y, cfg_scale, cfg_interval)
+    check_sampling(diffusion.objective, sampler, steps)
+    predict = guided(
+        model, y, cfg_scale, cfg_interval, internal=internal_guidance, guide=guide, guide_scale=guide_scale
+    )
     x = noise(0)
     check_images("noise(0)", x)
     shape = (len(y), *x.shape[1:])

@@ -79,6 +79,12 @@ def fan_in_normal_(weight: torch.Tensor, gain: float = 1.0) -> None:
     nn.init.normal_(weight, std=gain * weight[0].numel() ** -0.5)
 
 
+def zero_(module: nn.Module) -> None:
+    """Zero in every parameter."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
 def xavier_(linear: nn.Linear) -> None:
     """Xavier-uniform weight and zero bias, as in DiT."""
     nn.init.xavier_uniform_(linear.weight)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from gspn_dit.checks import check_images, check_labels, check_times
 from gspn_dit.errors import UserError
 from gspn_dit.models import weights
-from gspn_dit.models.basics import modulate, normalize
+from gspn_dit.models.basics import modulate, normalize, zero_
 from gspn_dit.models.layers import (
     MLPS,
     FinalLayer,
@@ -72,7 +72,12 @@ class Denoiser(nn.Module):
             self.embed_position = PositionEmbedding(settings.position, grid, settings.width)
         self.embed_time = TimestepEmbedding(settings.width, settings.time_scale)
         self.embed_label = LabelEmbedding(settings.num_classes, settings.width, settings.label_std)
-        self.final = FinalLayer(settings.patch_size, settings.width, settings.out_channels, settings.norm)
+        self.final = self._final_layer()
+        self.auxiliary: FinalLayer | None = None
+
+    def _final_layer(self) -> FinalLayer:
+        settings = self.settings
+        return FinalLayer(settings.patch_size, settings.width, settings.out_channels, settings.norm)
 
     def initialize_weights(self) -> None:
         """Draw all weights, and fill the buffers: what a model built on meta needs after `to_empty`.
@@ -83,34 +88,46 @@ class Denoiser(nn.Module):
         for module in self.modules():
             if module is not self and hasattr(module, "initialize_weights"):
                 module.initialize_weights()
-        for layer in (self.final.modulation, self.final.proj, *self.residual_ends()):
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
+        heads = [self.final] if self.auxiliary is None else [self.final, self.auxiliary]
+        for layer in (*heads, *self.residual_ends()):
+            zero_(layer)
 
     def residual_ends(self) -> list[nn.Module]:
         """The layers inside the blocks that start at zero."""
         raise NotImplementedError  # abstract: the layers are those of the family
 
-    def process(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Run the blocks on tokens x (B, H, W, C) with the embedding of t and y, condition (B, C)."""
+    def process(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the blocks on tokens x (B, H, W, C) with the embedding of t and y, condition (B, C).
+
+        Returns the last block's tokens, and those that an auxiliary head reads, None where there is no head.
+        """
         raise NotImplementedError  # abstract: each family arranges its own blocks
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, *, auxiliary: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Predict from the noisy latent x (B, C, H, W), its time t (B,) and its label y (B,).
 
-        Returns (B, 2C, H, W) with `learn_sigma`, noise before variance, else (B, C, H, W). A model without
-        positional embedding takes any H and W that the patch size divides. Raises ValueError for another
-        shape or dtype of x, t (real numbers) or y (int64 or int32), and for a label out of range; on a GPU, where
-        looking at labels would wait for it, `gspn_dit.checks.check_labels(y.cpu(), num_classes)` does that.
+        Returns (B, 2C, H, W) with `learn_sigma`, noise before variance, else (B, C, H, W); with `auxiliary` two of
+        them, the second that of the auxiliary head (see `ModelConfig.auxiliary_head`). A model without positional
+        embedding takes any H and W that the patch size divides. Raises ValueError for another shape or dtype of x,
+        t (real numbers) or y (int64 or int32), for `auxiliary` without the head, and for a label out of range; on a
+        GPU, where looking at labels would wait for it, `gspn_dit.checks.check_labels(y.cpu(), num_classes)` does that.
         """
         self._check_input(x, t, y)
+        if auxiliary and self.auxiliary is None:
+            raise ValueError(
+                "auxiliary is True; expected False: the model has no auxiliary head (auxiliary_head)"
+            )
         condition = self.embed_time(t) + self.embed_label(y)  # (B, C)
         x = self.embed_patches(x)  # (B, H/p, W/p, C)
         x = x.to(self.embed_label.weight.dtype)  # autocast rounds the branches, not the residual stream
         if self.embed_position is not None:
             x = self.embed_position(x)
-        x = self.process(x, condition)  # (B, H/p, W/p, C)
-        return self.final(x, F.silu(condition))  # (B, out, H, W)
+        x, early = self.process(x, condition)  # (B, H/p, W/p, C)
+        condition = F.silu(condition)
+        prediction = self.final(x, condition)  # (B, out, H, W)
+        return (prediction, self.auxiliary(early, condition)) if auxiliary else prediction
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and a card; `UserError` for the folder of a checkpoint or release."""
@@ -160,15 +177,20 @@ class DiT(Denoiser):
         super().__init__(settings)
         self.blocks = nn.ModuleList(DiTBlock(settings, i) for i in range(settings.depth))
         self.initialize_weights()
+        if settings.auxiliary_head is not None:
+            self.auxiliary = self._final_layer()  # last: the others start as they do without it
+            zero_(self.auxiliary)
 
     def residual_ends(self) -> list[nn.Module]:
         return [block.modulation for block in self.blocks]
 
-    def process(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        condition = F.silu(condition)
-        for block in self.blocks:
+    def process(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        condition, early = F.silu(condition), None
+        for index, block in enumerate(self.blocks):
             x = self._run(block, x, condition)
-        return x
+            if index == self.settings.auxiliary_head:
+                early = x
+        return x, early
 
 
 class DiTBlock(nn.Module):
@@ -221,7 +243,7 @@ class GSPN(Denoiser):
     def residual_ends(self) -> list[nn.Module]:
         return [block.mixer.proj_out for block in (*self.first, self.middle, *self.second)]
 
-    def process(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def process(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, None]:
         x = x + condition[:, None, None]  # (B, H, W, C)
         skips = []
         for block in self.first:
@@ -230,7 +252,7 @@ class GSPN(Denoiser):
         x = self._run(self.middle, x)
         for block in self.second:
             x = self._run(block, x, skips.pop())
-        return x
+        return x, None
 
 
 class GSPNBlock(nn.Module):

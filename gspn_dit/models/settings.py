@@ -120,6 +120,9 @@ class ModelConfig:
     time_scale: float | None = None
     """Factor on t before its embedding, which expects about 0..1000; by default 1 with `learn_sigma` (ddpm
     counts 0..999) and 1000 without (flow runs from 0 to 1)."""
+    auxiliary_head: int | None = None
+    """Number from 0 of the block after which a second final layer predicts too, for internal guidance (arXiv
+    2512.24176, after 8 of 28 blocks: 7); null: none. Not in a GSPN."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward instead of keeping its activations: less memory, a third more
     work."""
@@ -264,7 +267,7 @@ _POSITIVE = (
     "bottleneck",
     "gain_groups",
 )
-_NOT_NEGATIVE = ("segment", "global_blocks")
+_NOT_NEGATIVE = ("segment", "global_blocks", "auxiliary_head")
 _BOOLEAN = ("learn_sigma", "direction_skip", "checkpoint_activations")
 _CHOICES = {
     key: get_args(get_args(hint)[0])
@@ -319,6 +322,9 @@ def _check(settings: ModelSettings) -> None:
         raise ValueError(f"mlp is {settings.mlp!r}; expected none: block 'inverted_bottleneck' has no MLP")
     if settings.family == "GSPN":
         _refuse(settings, _MLP_FIELDS, f"{settings.name} has no MLP")
+        _refuse(
+            settings, ("auxiliary_head",), f"long skips pass {settings.name}'s middle, which is no prediction"
+        )
         if settings.local_path == "modulated":
             raise ValueError(
                 f"local_path is 'modulated'; expected none or norm: {settings.name} has no adaLN"
@@ -327,6 +333,11 @@ def _check(settings: ModelSettings) -> None:
         raise ValueError(
             f"local_path is {settings.local_path!r}; expected none: it needs a norm, and module 'paper' has none"
         )
+    if settings.auxiliary_head is not None and settings.auxiliary_head >= settings.depth - 1:
+        expected = (
+            f"a block from 0 to {settings.depth - 2}, before the last" if settings.depth > 1 else "none"
+        )
+        raise ValueError(f"auxiliary_head is {settings.auxiliary_head}; expected {expected}")
     if settings.position == "sincos" and settings.width % 4:
         raise ValueError(f"width is {settings.width}; expected a multiple of 4 for sincos positions")
     if settings.mixer == "gspn":

@@ -42,6 +42,9 @@ def sample_latents(
     cfg_scale: float,
     cfg_interval: tuple[float, float] | None = None,
     size: tuple[int, int] | None = None,
+    internal_guidance: float = 1.0,
+    guide: nn.Module | None = None,
+    guide_scale: float | None = None,
     batch_size: int,
     device: torch.device | str,
     progress: bool = True,
@@ -54,7 +57,9 @@ def sample_latents(
     if not len(labels):
         return  # a process without a share of the work; split would make one empty batch
     check_labels(labels.cpu(), model.num_classes, len(indices), name="labels")
-    check_sampling(config.diffusion.objective, sampler, steps, cfg_scale, cfg_interval)
+    check_sampling(
+        config.diffusion.objective, sampler, steps, cfg_scale, cfg_interval, internal_guidance, guide_scale
+    )
     diffusion = create_diffusion(
         **{key: value for key, value in vars(config.diffusion).items() if value is not None}
     )
@@ -80,6 +85,9 @@ def sample_latents(
                     steps=steps,
                     cfg_scale=cfg_scale,
                     cfg_interval=cfg_interval,
+                    internal_guidance=internal_guidance,
+                    guide=guide,
+                    guide_scale=guide_scale,
                     progress=functools.partial(bar.update, len(y)),
                 )  # (b, C, h, w)
             yield numbers, y, latents
@@ -102,7 +110,8 @@ def generate(
         labels: (n,) int64, `model.num_classes` for none.
         indices: (n,) int64, the number of each image: the key of its noise.
         settings: those of `sample_latents`:
-            seed, sampler, steps, cfg_scale, cfg_interval: see `gspn_dit.diffusion.sample`;
+            seed, sampler, steps, cfg_scale, cfg_interval, internal_guidance, guide, guide_scale: see
+                `gspn_dit.diffusion.sample`;
             size: height and width of the latents, other than those trained on: for a model without positions;
             batch_size: images sampled at once: decides memory and speed, not results;
             device: where the model is;
@@ -112,7 +121,7 @@ def generate(
         (b,) int64 indices and their images (b, H, W, 3) uint8, on the CPU, in the order asked for.
 
     Raises:
-        ValueError: a bad sampler, steps, cfg_scale or cfg_interval, or a label out of range.
+        ValueError: a bad sampler, steps or guidance, or a label out of range.
         NonFiniteError (a `UserError`): latents or pixels that are NaN or infinite; it names the image and its class.
     """
     for numbers, y, latents in sample_latents(model, config, labels, indices, **settings):

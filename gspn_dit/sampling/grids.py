@@ -53,6 +53,7 @@ def draw_grid(
         steps=settings.steps,
         cfg_scale=settings.cfg_scale,
         cfg_interval=settings.cfg_interval,
+        internal_guidance=settings.internal_guidance,
         batch_size=settings.batch_size,
         device=device,
         progress=False,

@@ -22,6 +22,9 @@ from gspn_dit.models.settings import resolve_settings
 from gspn_dit.processes import connect
 from gspn_dit.random import WEIGHTS, seed_of
 
+AUXILIARY_WEIGHT = 0.5
+"""Of an auxiliary head's loss, unless diffusion.auxiliary_weight says otherwise: that of arXiv 2512.24176."""
+
 
 def create_dataset(config: DataConfig) -> Dataset:
     """The training set that `config.kind` names.
@@ -73,10 +76,19 @@ def build_model(config: Config, dataset: Dataset, learn_sigma: bool) -> nn.Modul
 def build_diffusion(config: Config) -> Diffusion:
     """The objective of a config, once its settings and the sampler's are found to fit it."""
     settings = {key: value for key, value in vars(config.diffusion).items() if value is not None}
+    if config.model.auxiliary_head is not None:
+        settings.setdefault("auxiliary_weight", AUXILIARY_WEIGHT)
     sample, objective = config.sample, config.diffusion.objective
     sampler = sample.sampler or default_sampler(objective)
     try:
-        check_sampling(objective, sampler, sample.steps, sample.cfg_scale, sample.cfg_interval)
+        check_sampling(
+            objective,
+            sampler,
+            sample.steps,
+            sample.cfg_scale,
+            sample.cfg_interval,
+            internal_guidance=sample.internal_guidance,
+        )
         return create_diffusion(**settings)
     except ValueError as error:
         raise UserError(str(error)) from error

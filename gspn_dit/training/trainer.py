@@ -114,6 +114,7 @@ class Trainer:
             micro_batch=train.micro_batch,
             class_dropout=train.class_dropout,
             times=self.diffusion.times,
+            contrast=self.diffusion.contrast,
             seed=train.seed,
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
@@ -236,7 +237,8 @@ class Trainer:
         """Add a micro-batch to the gradient; its share of this process's mean of each loss term, (terms,)."""
         bf16 = self.config.train.precision == "bf16"
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
-            losses = self.diffusion.losses(self.wrapped, batch.x, batch.t, batch.y, batch.noise)
+            contrast = {} if batch.contrast is None else {"contrast": batch.contrast}
+            losses = self.diffusion.losses(self.wrapped, batch.x, batch.t, batch.y, batch.noise, **contrast)
         self.accelerator.backward(losses["loss"].sum() / self.batches.local)
         self.columns = (*losses, "grad_norm")
         return torch.stack([term.detach().sum() for term in losses.values()]) / self.batches.local

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gspn_dit.data.batches import Batches, normal, uniform
+from gspn_dit.data.batches import Batches, normal, other_numbers, uniform
 from gspn_dit.data.order import EpochOrder
 
 
@@ -35,8 +35,13 @@ def batches(**changes) -> Batches:
 def step_of(batches: Batches, step: int) -> list[torch.Tensor]:
     """Everything that a process draws in a step, its micro-batches joined."""
     return [
-        torch.cat(parts) for parts in zip(*(vars(part).values() for part in batches.step(step)), strict=True)
+        torch.cat(parts)
+        for parts in zip(*(part.tensors().values() for part in batches.step(step)), strict=True)
     ]
+
+
+def difference(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    return noise - x
 
 
 def test_each_epoch_is_a_permutation():
@@ -62,20 +67,54 @@ def test_an_epoch_before_two_that_are_kept_can_be_asked_for():
     assert len(order.permutations) == 2
 
 
+@pytest.mark.parametrize("contrast", [None, difference])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_batch_of_one(processes):
-    whole = step_of(batches(), 5)
-    parts = [step_of(batches(rank=rank, processes=processes), 5) for rank in range(processes)]
+def test_processes_share_the_batch_of_one(processes, contrast):
+    whole = step_of(batches(contrast=contrast), 5)
+    parts = [
+        step_of(batches(rank=rank, processes=processes, contrast=contrast), 5) for rank in range(processes)
+    ]
+    assert len(whole) == (4 if contrast is None else 5)
     for expected, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces), expected)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 8, 100])
 def test_micro_batches_draw_the_same(micro_batch):
-    cut = batches(micro_batch=micro_batch)
+    cut = batches(micro_batch=micro_batch, contrast=difference)
     assert len(cut.step(2)) == max(1, 8 // micro_batch)
-    for expected, found in zip(step_of(batches(), 2), step_of(cut, 2), strict=True):
+    for expected, found in zip(step_of(batches(contrast=difference), 2), step_of(cut, 2), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_the_contrast_is_of_another_image_of_the_step():
+    drawn = batches(contrast=difference)
+    found = [[0] * 8 for _ in range(8)]
+    for step in range(50):
+        x, _, _, noise, contrast = step_of(drawn, step)
+        pairs = difference(x, noise).unsqueeze(0) == contrast.unsqueeze(1)  # (8, 8, 1, 2, 2)
+        for place, row in enumerate(pairs.all(dim=4).all(dim=3).all(dim=2).tolist()):
+            assert sum(row) == 1 and not row[place]
+            found[place][row.index(True)] += 1
+    assert min(count for i, row in enumerate(found) for j, count in enumerate(row) if i != j) >= 1
+
+
+def test_other_images_are_drawn_evenly_and_by_the_seed():
+    numbers = np.arange(8 * 2000)
+    others = other_numbers(numbers, 8, seed=3)
+    assert np.array_equal(others // 8, numbers // 8) and (others != numbers).all()
+    counts = np.bincount((others - numbers) % 8, minlength=8)[1:]
+    assert abs(counts - 16_000 / 7).max() < 4 * (16_000 * 6 / 49) ** 0.5  # four standard deviations
+    assert not np.array_equal(others, other_numbers(numbers, 8, seed=4))
+    assert other_numbers(np.array([0, 1, 2, 3]), 2, seed=0).tolist() == [1, 0, 3, 2]
+
+
+def test_a_copy_of_a_batch_holds_its_contrast():
+    for contrast in (None, difference):
+        (batch,) = batches(contrast=contrast).step(0)
+        copy = batch.to(torch.device("cpu"))
+        assert (copy.contrast is None) == (contrast is None)
+        assert all(torch.equal(copy.tensors()[name], value) for name, value in batch.tensors().items())
 
 
 def test_an_image_draws_by_its_number_in_training():

@@ -219,7 +219,7 @@ def test_flow_times():
     [
         ("edm", {}, "diffusion objective is 'edm'; expected one of ddpm, flow"),
         ("flow", {"shift": 1}, "'shift' is unknown to flow; expected time_distribution, time_mean, time_std"),
-        ("ddpm", {"steps": 10}, "'steps' is unknown to ddpm; expected none"),
+        ("ddpm", {"steps": 10}, "'steps' is unknown to ddpm; expected auxiliary_weight"),
         (
             "flow",
             {"time_distribution": "beta"},
