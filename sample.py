@@ -9,11 +9,17 @@ from gspn_dit.config import check_seed
 from gspn_dit.errors import UserError
 from gspn_dit.files import check_output, home_path, refuse_inputs
 from gspn_dit.names import printable
+from gspn_dit.sampling.intervals import INTERVALS, help_text, parse_interval
 
-EXAMPLES = """\
+EXAMPLES = f"""\
+published intervals, by their name for --cfg-interval:
+{help_text()}
+
 examples:
   python sample.py runs/demo --classes 0,3,7 --per-class 8 --cfg-scale 2.0 --out grid.png
   python sample.py runs/gspn_b2 --size 256x384 --classes 207 --out wide.png
+  python sample.py runs/gspn_b2 --cfg-scale 2.5 --cfg-interval dit-xl2
+  python sample.py runs/gspn_b2 --guide runs/gspn_s2_short --guide-scale 2.1
   accelerate launch --num_processes 8 sample.py runs/gspn_b2 --num 50000 --npz samples.npz --batch-size 64
 
 A grid has a row for each class. A sample file is ADM's: `arr_0` (N, H, W, 3) uint8, and `labels`; what
@@ -55,7 +61,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="guidance, 1.0 is none (default: the run's own for a grid, 1.0 for a sample file)",
     )
     parser.add_argument(
-        "--cfg-interval", metavar="LOW,HIGH", help="guide only for t between (default: everywhere)"
+        "--cfg-interval",
+        metavar="LOW,HIGH|NAME",
+        help=f"--cfg-scale only for t between, or where {', '.join(INTERVALS)} was (default: everywhere)",
+    )
+    parser.add_argument(
+        "--internal-guidance",
+        metavar="W",
+        type=float,
+        help="guidance by the network's auxiliary head, 1.0 is none (default: as for --cfg-scale)",
+    )
+    parser.add_argument(
+        "--guide",
+        metavar="OTHER_RUN",
+        type=home_path,
+        help="autoguidance by a worse run on the same data; other guidance is then off unless given",
+    )
+    parser.add_argument(
+        "--guide-scale",
+        metavar="W",
+        type=float,
+        help="scale of --guide, 1.0 is none (default: 2.1, as EDM2-S)",
     )
     parser.add_argument(
         "--size",
@@ -104,8 +130,12 @@ def check(arguments: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: expected at least 1")
     check_seed("--seed", arguments.seed)
-    if arguments.cfg_scale is not None and not 1 <= arguments.cfg_scale < float("inf"):
-        raise UserError(f"--cfg-scale {arguments.cfg_scale:g}: expected 1.0 (no guidance) or more")
+    for name in ("cfg_scale", "internal_guidance", "guide_scale"):
+        scale = getattr(arguments, name)
+        if scale is not None and not 1 <= scale < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {scale:g}: expected 1.0 (no guidance) or more")
+    if arguments.guide_scale is not None and arguments.guide is None:
+        raise UserError("--guide-scale is for --guide OTHER_RUN: give both, or leave it out")
     if (arguments.num is None) != (arguments.npz is None):
         raise UserError("--num and --npz belong together: give both for a sample file, neither for a grid")
     for_file, for_grid = ("labels",), ("classes", "per_class", "out")
@@ -134,23 +164,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     check(arguments)
     classes = numbers(arguments.classes, "--classes", int)
-    interval = numbers(arguments.cfg_interval, "--cfg-interval", float)
-    if interval is not None and len(interval) != 2:
-        raise UserError(f"--cfg-interval {arguments.cfg_interval}: expected two numbers, LOW,HIGH")
+    interval = parse_interval(arguments.cfg_interval)
     # Only now: torch takes seconds to load.
     # Speed: `--help` and a rejected argument answer without waiting for torch.
     from gspn_dit.processes import connect
     from gspn_dit.sampling.grids import grid_classes
     from gspn_dit.sampling.request import Request, sample_file, sample_grid
 
-    cfg_scale = arguments.cfg_scale
+    unasked = 1.0 if arguments.num else None
+    cfg_scale, internal = arguments.cfg_scale, arguments.internal_guidance
     resolved = Request(
         run=arguments.run,
         ema=not arguments.no_ema,
         sampler=arguments.sampler,
         steps=arguments.steps,
-        cfg_scale=1.0 if cfg_scale is None and arguments.num else cfg_scale,
-        cfg_interval=tuple(interval) if interval else None,
+        cfg_scale=unasked if cfg_scale is None else cfg_scale,
+        cfg_interval=interval,
+        internal_guidance=unasked if internal is None else internal,
+        guide=arguments.guide,
+        guide_scale=arguments.guide_scale,
         seed=arguments.seed,
         size=image_size(arguments.size),
         vae=arguments.vae,
@@ -175,6 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     request = resolved.request
     guidance = f"cfg-scale {request.cfg_scale:g}"
+    if request.internal_guidance != 1:
+        guidance += f", internal-guidance {request.internal_guidance:g}"
+    if request.guide is not None:
+        guidance = f"guide-scale {request.guide_scale:g} of {printable(request.guide)}"
     print(f"{request.sampler}, {request.steps} steps, {guidance}, seed {request.seed}: {printable(out)}")
     return 0
 
