@@ -53,6 +53,7 @@ def score(arguments: argparse.Namespace, accelerator) -> dict | None:
         sampler=arguments.sampler,
         steps=arguments.steps,
         cfg_scale=arguments.cfg_scale,
+        internal_guidance=arguments.internal_guidance,
         labels=arguments.labels,
         seed=arguments.seed or 0,
         vae=arguments.vae,
@@ -87,7 +88,7 @@ def stated_settings(arguments: argparse.Namespace) -> dict:
 
 def refuse_run_options(arguments: argparse.Namespace) -> None:
     """Raise `UserError` for an option that would have no effect on samples that are there already."""
-    for name in ("num", "sampler", "steps", "cfg_scale", "seed", "vae"):
+    for name in ("num", "sampler", "steps", "cfg_scale", "internal_guidance", "seed", "vae"):
         if getattr(arguments, name) is not None:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is for a run; {arguments.samples} holds samples already")

@@ -81,6 +81,12 @@ def parse_arguments(argv: Sequence[str] | None, results: Path) -> argparse.Names
     add("--sampler", metavar="NAME", help="for a run (default: its own)")
     add("--steps", metavar="N", type=int, help="for a run (default: its own)")
     add("--cfg-scale", metavar="W", type=float, help="for a run (default: 1.0, no guidance)")
+    add(
+        "--internal-guidance",
+        metavar="W",
+        type=float,
+        help="for a run with an auxiliary head (default: 1.0, no guidance)",
+    )
     add("--seed", metavar="N", type=int, help="for a run (default: 0)")
     add("--vae", metavar="HUB_ID_OR_FOLDER", type=home_path, help="decoder of a run (default: its own)")
     add("--labels", choices=("random", "balanced"), help="how labels are sampled (a run's default: random)")
@@ -122,8 +128,10 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.bootstrap == 1:
         raise UserError("--bootstrap 1: expected 0, or at least 2 for a deviation")
     check_seed("--seed", arguments.seed or 0)
-    if arguments.cfg_scale is not None and not 1 <= arguments.cfg_scale < float("inf"):
-        raise UserError(f"--cfg-scale {arguments.cfg_scale:g}: expected 1.0 (no guidance) or more")
+    for name in ("cfg_scale", "internal_guidance"):
+        scale = getattr(arguments, name)
+        if scale is not None and not 1 <= scale < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {scale:g}: expected 1.0 (no guidance) or more")
     instead = [name for name in ("leaderboard", "compare", "golden") if getattr(arguments, name)]
     if instead:
         if len(instead) > 1 or arguments.samples:

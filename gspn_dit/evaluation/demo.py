@@ -33,11 +33,10 @@ def score_demo(
     """
     start = time.monotonic()
     count = config.eval.samples
-    guided, labels = draw(model, config, autoencoder, count, config.sample.cfg_scale, device)
+    scales = (config.sample.cfg_scale, config.sample.internal_guidance)
+    guided, labels = draw(model, config, autoencoder, count, scales[0], device, scales[1])
     unguided, unguided_labels = draw(model, config, autoencoder, count, 1.0, device)
-    write_samples(
-        Path(out_dir) / "guided.npz", guided, labels, sample_settings(config, config.sample.cfg_scale)
-    )
+    write_samples(Path(out_dir) / "guided.npz", guided, labels, sample_settings(config, *scales))
     write_samples(Path(out_dir) / "unguided.npz", unguided, unguided_labels, sample_settings(config, 1.0))
     classifier = load_classifier()
     _, assigned = classifier.describe(to_digits(guided))
@@ -46,11 +45,7 @@ def score_demo(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_images": config.train.steps * config.train.batch_size,
         "samples": count,
-        **{
-            key: value
-            for key, value in sample_settings(config, config.sample.cfg_scale).items()
-            if key != "labels"
-        },
+        **{key: value for key, value in sample_settings(config, *scales).items() if key != "labels"},
         "asked_class": float((assigned == labels).mean()),
         "copies": share_of_copies(to_digits(guided)),
         **distances(classifier, to_digits(unguided)),
@@ -59,13 +54,14 @@ def score_demo(
     }
 
 
-def sample_settings(config: Config, cfg_scale: float) -> dict:
-    """What decides the samples beside the weights."""
+def sample_settings(config: Config, cfg_scale: float, internal_guidance: float = 1.0) -> dict:
+    """What decides the samples beside the weights; internal guidance is named where it is in use."""
     return {
         "sampler": config.sample.sampler or default_sampler(config.diffusion.objective),
         "steps": config.sample.steps,
         "cfg_scale": cfg_scale,
         "cfg_interval": config.sample.cfg_interval,
+        **({"internal_guidance": internal_guidance} if internal_guidance != 1 else {}),
         "seed": config.train.seed,
         "labels": "balanced",
     }
@@ -78,9 +74,10 @@ def draw(
     count: int,
     cfg_scale: float,
     device: torch.device | str,
+    internal_guidance: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`count` samples (n, H, W, 3) uint8, their labels going round the classes."""
-    settings = sample_settings(config, cfg_scale)
+    settings = sample_settings(config, cfg_scale, internal_guidance)
     del settings["labels"]
     indices = torch.arange(count)
     labels = keyed_labels(indices, model.num_classes, seed=config.train.seed, balanced=True)
@@ -142,6 +139,10 @@ def format_table(*scores: dict) -> str:
     return "\n".join([*lines, NOTE])
 
 
+def internal_scale(score: dict) -> str:
+    return f", internal {score['internal_guidance']:g}" if "internal_guidance" in score else ""
+
+
 def compare(runs: Sequence[str]) -> str:
     """The score tables that train.py left in runs on the digits, as one; `UserError` for a run without."""
     scores = []
@@ -162,7 +163,7 @@ LINES = (
     ("training images", lambda s: f"{s['training_images']:,}"),
     ("samples of each score", lambda s: f"{s['samples']:,}"),
     ("sampler, steps", lambda s: f"{s['sampler']}, {s['steps']}"),
-    ("guided: scale", lambda s: f"{s['cfg_scale']:g}"),
+    ("guided: scale", lambda s: f"{s['cfg_scale']:g}" + internal_scale(s)),
     ("guided: shown as the class asked for", lambda s: f"{s['asked_class']:.1%}"),
     ("guided: nearer to a training digit than 99 % of held-out ones", lambda s: f"{s['copies']:.1%}"),
     ("unguided: FID to held-out digits", lambda s: f"{s['fid']:.2f}"),

@@ -72,18 +72,27 @@ def measured_rows(results: Path) -> list[Row]:
 
 def measured_cells(entry: dict) -> dict[str, str]:
     settings = entry["settings"]
-    images, parameters, scale = (settings[key] for key in ("training_images", "parameters", "cfg_scale"))
+    images, parameters = settings["training_images"], settings["parameters"]
     digits = {"fid": 2, "sfid": 2, "is": 2, "precision": 3, "recall": 3}
     return {
         "model": printable(settings["model"] or Path(settings["path"]).name),
         "params_m": "" if parameters is None else f"{parameters / 1e6:.3g}",
         "budget": "" if settings["training_step"] is None else f"{settings['training_step']:,} steps",
         "images_seen_m": "" if images is None else f"{images / 1e6:.3g}",
-        "guidance": "" if scale is None else "none" if scale == 1 else f"cfg {scale:g}",
+        "guidance": guidance(settings),
         **{key: "" if entry[key] is None else f"{entry[key]:.{digits[key]}f}" for key in SCORES},
         "source": f"measured {settings['date']}"
         + (f", {settings['checkpoint'][:8]}" if settings["checkpoint"] else ""),
     }
+
+
+def guidance(settings: dict) -> str:
+    """What guided the samples, empty where nobody says."""
+    scale, internal = settings["cfg_scale"], settings.get("internal_guidance")
+    parts = [] if scale in (None, 1) else [f"cfg {scale:g}"]
+    parts += [] if internal in (None, 1) else [f"internal {internal:g}"]
+    parts += [f"guide {settings['guide_scale']:g}"] if settings.get("guide") else []
+    return ", ".join(parts) or ("" if scale is None else "none")
 
 
 def read_entries(results: Path) -> list[dict]:
@@ -119,7 +128,8 @@ def identity(entry: dict) -> str:
     passing = {"date", "seconds", "versions", "processes", "preset"}
     passing |= {"path"} if settings["checkpoint"] else set()
     passing |= {"reference"} if settings["reference_hash"] else set()
-    return json.dumps({key: settings[key] for key in settings.keys() - passing}, sort_keys=True)
+    known = {key for key, value in settings.items() if value is not None}  # older entries lack newer keys
+    return json.dumps({key: settings[key] for key in known - passing}, sort_keys=True)
 
 
 def fid_or_infinity(row: Row) -> float:

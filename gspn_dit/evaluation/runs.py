@@ -22,6 +22,7 @@ class RunOptions:
     sampler: str | None = None
     steps: int | None = None
     cfg_scale: float | None = None
+    internal_guidance: float | None = None
     labels: str | None = None
     seed: int = 0
     vae: str | None = None
@@ -47,7 +48,8 @@ def with_preset(options: RunOptions) -> RunOptions:
     if options.preset is None:
         return options
     preset = PRESETS[options.preset]
-    pinned = {key: getattr(preset, key) for key in ("num", "sampler", "steps", "cfg_scale", "labels", "vae")}
+    keys = ("num", "sampler", "steps", "cfg_scale", "internal_guidance", "labels", "vae")
+    pinned = {key: getattr(preset, key) for key in keys}
     for key, value in pinned.items():
         if getattr(options, key) not in (None, value):
             option = key.replace("_", "-")
@@ -69,6 +71,7 @@ def resolve(run: Path, options: RunOptions) -> tuple[Resolved, RunOptions]:
         sampler=options.sampler,
         steps=options.steps,
         cfg_scale=1.0 if options.cfg_scale is None else options.cfg_scale,
+        internal_guidance=1.0 if options.internal_guidance is None else options.internal_guidance,
         seed=options.seed,
         vae=options.vae,
         batch_size=options.batch_size,
@@ -96,7 +99,8 @@ def sample_run(resolved: Resolved, options: RunOptions, accelerator: Accelerator
     checkpoint = Path(resolved.request.run)
     labels, num = options.labels or "random", options.num or 50_000
     request = repr(replace(resolved.request, run="", batch_size=0))
-    key = content_key([request.encode(), labels.encode(), str(num).encode()])[:12]
+    more = [f"{name}={value}".encode() for name, value in resolved.guidance().items()]
+    key = content_key([request.encode(), labels.encode(), str(num).encode(), *more])[:12]
     path = run_of(checkpoint) / "evaluation" / f"{checkpoint.name}-{key}.npz"
     check_output("samples", path)
     accelerator.print(f"samples: {path}")

@@ -287,8 +287,7 @@ def score_lines(result: dict) -> list[str]:
 
 def deciding(settings: dict) -> dict[str, str | None]:
     """What decides the scores, for people; None for what nobody says."""
-    model, step, scale = settings["model"], settings["training_step"], settings["cfg_scale"]
-    interval, checkpoint = settings["cfg_interval"], settings["checkpoint"]
+    model, step, checkpoint = settings["model"], settings["training_step"], settings["checkpoint"]
     reference = [settings["reference_kind"]]
     reference += [f"sha256 {settings['reference_hash']}"] if settings["reference_hash"] else []
     return {
@@ -301,9 +300,22 @@ def deciding(settings: dict) -> dict[str, str | None]:
         "labels": settings["labels"],
         "steps": settings["steps"]
         and f"{settings['steps']} of {settings['sampler'] or 'an unstated sampler'}",
-        "guidance": scale
-        and ("none" if scale == 1 else f"{scale:g}" + (f" for t in {interval}" if interval else "")),
+        "guidance": guidance(settings),
         "decoder": settings["decoder"],
         "weights": {True: "EMA", False: "last", None: None}[settings["ema"]],
         "features": settings["network"],
     }
+
+
+def guidance(settings: dict) -> str | None:
+    """What guided the samples; None where nobody says."""
+    scale, interval = settings["cfg_scale"], settings["cfg_interval"]
+    internal, guide = settings.get("internal_guidance"), settings.get("guide")
+    parts = []
+    if scale and scale != 1:
+        parts.append(f"{scale:g}" + (f" for t in {interval}" if interval else ""))
+    if internal and internal != 1:
+        parts.append(f"internal {internal:g}")
+    if guide:
+        parts.append(f"{settings['guide_scale']:g} by {guide[:8]}")
+    return ", ".join(parts) or (scale and "none")

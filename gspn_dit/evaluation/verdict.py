@@ -20,6 +20,7 @@ class Preset:
     sampler: str
     steps: int
     cfg_scale: float
+    internal_guidance: float
     num: int
     labels: str
     vae: str
@@ -32,6 +33,7 @@ PRESETS = {
         sampler="ddpm",
         steps=250,
         cfg_scale=1.0,
+        internal_guidance=1.0,
         num=ADM_SAMPLES,
         labels="random",
         vae="stabilityai/sd-vae-ft-mse",
@@ -48,6 +50,9 @@ STATED = {
     "steps": (int,),
     "cfg_scale": (int, float),
     "cfg_interval": (list,),
+    "internal_guidance": (int, float),
+    "guide": (str,),
+    "guide_scale": (int, float),
     "decoder": (str,),
     "seed": (int,),
 }
@@ -109,6 +114,12 @@ def departures(settings: dict, preset: str | None) -> list[str]:
             reasons.append(
                 f"{key} is {'not stated' if found is None else found}, in --preset {preset} {expected}"
             )
+    internal = settings.get("internal_guidance") or 1.0  # not stated where there is none
+    if internal != pinned.internal_guidance:
+        expected = pinned.internal_guidance
+        reasons.append(f"internal_guidance is {internal}, in --preset {preset} {expected}")
+    if settings.get("guide"):
+        reasons.append(f"guide is {settings['guide'][:8]}, in --preset {preset} none")
     if pinned.vae not in (settings["decoder"] or ""):
         reasons.append(f"decoder is {settings['decoder'] or 'not stated'}, in --preset {preset} {pinned.vae}")
     return reasons

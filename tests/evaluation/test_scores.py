@@ -78,6 +78,16 @@ def test_a_run_is_sampled_first(digit_cache, tmp_path):
     assert "features are of the digit classifier, not of Inception" in first["reasons"]
 
 
+def test_a_run_is_scored_with_internal_guidance(digit_cache, tmp_path):
+    run = make_run(tmp_path / "run", depth=2, auxiliary_head=0)
+    arguments = [run, "--reference", "mnist", "--features", "digits", "--num", 20, "--steps", 1]
+    plain = score(*arguments, tmp_path / "1")
+    internal = score(*arguments, "--internal-guidance", 2.5, tmp_path / "2")
+    assert internal["settings"]["internal_guidance"] == 2.5
+    assert plain["settings"]["internal_guidance"] is None and plain["fid"] != internal["fid"]
+    assert len(list((run / "evaluation").glob("*.npz"))) == 2
+
+
 def test_scores_are_recorded_with_their_settings(pixels, tmp_path):
     results = tmp_path / "results"
     write_samples(
@@ -164,6 +174,7 @@ def test_bad_input_for_a_run_is_one_line_before_anything_is_sampled(tmp_path):
         ("--preset paper --weights last", "pins it to ema"),
         ("--preset paper", "--preset paper is for ddpm models; .*/run is of a flow model"),
         ("--cfg-scale 0.9", "--cfg-scale 0.9: expected 1.0"),
+        ("--internal-guidance 0.9", "--internal-guidance 0.9: expected 1.0"),
         ("--num 1", "--num 1: expected at least 2"),
         ("--num 4 --inception-weights absent", "--inception-weights absent: no such file"),
     ):

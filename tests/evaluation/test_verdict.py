@@ -58,6 +58,8 @@ def test_each_reason_against(change, reason):
     [
         ({"steps": 50}, "steps is 50, in --preset paper 250"),
         ({"cfg_scale": None}, "cfg_scale is not stated"),
+        ({"internal_guidance": 1.4}, "internal_guidance is 1.4, in --preset paper 1.0"),
+        ({"guide": "0123456789", "guide_scale": 2.1}, "guide is 01234567, in --preset paper none"),
         ({"labels": "balanced"}, "labels is balanced"),
         ({"decoder": None}, "decoder is not stated"),
     ],
