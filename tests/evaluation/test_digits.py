@@ -1,12 +1,14 @@
 """The digit classifier and the demo's score table."""
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 import torch
 
-from gspn_dit.config import parse_config
+from gspn_dit.checkpoint import load_model
+from gspn_dit.config import EvalConfig, parse_config
 from gspn_dit.data.mnist import load_digits
 from gspn_dit.evaluation import demo, digits
 from gspn_dit.evaluation.demo import format_table, score_demo
@@ -14,6 +16,7 @@ from gspn_dit.evaluation.metrics import frechet_distance, moments
 from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import PixelAutoencoder
 from gspn_dit.sampling.sample_file import read_settings
+from tests.sampling.conftest import make_run
 
 
 def config_of(samples: int):
@@ -128,6 +131,21 @@ def test_the_table_is_made_of_samples_that_are_written(digit_cache, tmp_path):
     assert scores["fid"] == pytest.approx(frechet_distance(moments(features), moments(real)), rel=1e-9)
     assert read_settings(tmp_path / "unguided.npz")["cfg_scale"] == 1.0
     assert read_settings(tmp_path / "guided.npz")["cfg_scale"] == 2.0
+
+
+def test_internal_guidance_is_of_the_guided_score_alone(digit_cache, tmp_path):
+    """With a scale of 1 for the classes, the two scores differ by the auxiliary head's guidance."""
+    run = make_run(
+        tmp_path / "run", sample={"cfg_scale": 1.0, "internal_guidance": 2.5}, depth=2, auxiliary_head=0
+    )
+    model, config, _ = load_model(run)
+    config = dataclasses.replace(config, eval=EvalConfig(samples=20))
+    scores = score_demo(model, config, PixelAutoencoder(), "cpu", tmp_path)
+    with np.load(tmp_path / "guided.npz") as guided, np.load(tmp_path / "unguided.npz") as unguided:
+        assert np.abs(guided["arr_0"].astype(int) - unguided["arr_0"]).max() > 2
+    assert scores["internal_guidance"] == read_settings(tmp_path / "guided.npz")["internal_guidance"] == 2.5
+    assert "internal_guidance" not in read_settings(tmp_path / "unguided.npz")
+    assert "1, internal 2.5" in format_table(scores)
 
 
 def test_images_of_another_shape_are_refused():

@@ -94,6 +94,14 @@ def drawn(tmp_path, *rows, colour):
     return int((np.array(Image.open(tmp_path / "chart.png").convert("RGB")) == colour).all(axis=2).sum())
 
 
+def test_a_setting_that_older_rows_do_not_name_tells_none_apart(results):
+    newer = {**SCORES, "settings": {**SCORES["settings"], "internal_guidance": None}}
+    guided = {**SCORES, "settings": {**SCORES["settings"], "internal_guidance": 1.4}}
+    for entry in (SCORES, newer, guided):
+        leaderboard.record(results, entry)
+    assert leaderboard.read_entries(results) == [newer, guided]
+
+
 def test_two_that_record_at_once_lose_neither_row(results):
     other = {**SCORES, "settings": {**SCORES["settings"], "checkpoint": "fedcba9876543210"}}
     path = results / "leaderboard.json"

@@ -83,11 +83,12 @@ def test_a_resumed_run_is_bit_equal(train_run):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(train_run, tiny_yaml, tmp_path):
+@pytest.mark.parametrize("program", ["train.py", "tests/training/fsdp2_on_cpu.py"], ids=["ddp", "fsdp2"])
+def test_two_processes_equal_one(train_run, tiny_yaml, tmp_path, program):
     one = train_run("one", *ALL)
     two = tmp_path / "two"
     cut = ("train.micro_batch=2", "train.sample_every=5", "sample.internal_guidance=1.5")
-    launch_processes("train.py", str(tiny_yaml), f"run_dir={two}", *ALL, *cut)
+    launch_processes(program, str(tiny_yaml), f"run_dir={two}", *ALL, *cut)
     assert_equal_runs(one, two)
 
 
