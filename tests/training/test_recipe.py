@@ -39,6 +39,16 @@ def test_the_log_has_the_terms_and_the_loss_is_their_sum(train_run):
     assert list(plain)[2:5] == ["loss", "mse", "grad_norm"] and plain["loss"] == plain["mse"]
 
 
+def test_the_contrast_of_a_step_is_that_of_its_batch(train_run, monkeypatch):
+    """A fresh network predicts zero: the squared distance of its first step is the contrast's own square."""
+    batches, backward = [], Trainer.backward
+    monkeypatch.setattr(
+        Trainer, "backward", lambda self, batch: batches.append(batch) or backward(self, batch)
+    )
+    row = log_rows(train_run("run", *TERMS, "train.steps=1"))[0]
+    assert row["contrastive"] == pytest.approx(float(batches[0].contrast.square().mean()), rel=1e-5)
+
+
 def test_the_weight_of_a_head_is_a_half_unless_set(train_run, tiny_yaml):
     for row in log_rows(train_run("run", *HEAD)):
         assert row["loss"] == pytest.approx(row["mse"] + 0.5 * row["auxiliary"], rel=1e-5)
