@@ -10,13 +10,13 @@ from ops.transforms import under_transform
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def normalize(x: torch.Tensor, kind: str = "layer") -> torch.Tensor:
+def normalize(x: torch.Tensor, kind: str = "layer", eps: float = 1e-6) -> torch.Tensor:
     """LayerNorm ("layer") or RMSNorm ("rms", arXiv 1910.07467) over channels, without learned scale and shift.
 
     The statistics are float32 in any dtype.
     """
     norm = F.layer_norm if kind == "layer" else F.rms_norm
-    return norm(x, x.shape[-1:], eps=1e-6)
+    return norm(x, x.shape[-1:], eps=eps)
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

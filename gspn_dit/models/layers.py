@@ -9,6 +9,9 @@ from torch import nn
 
 from gspn_dit.models.basics import modulate, normalize, xavier_
 
+LONGEST = 10_000
+"""Longest wavelength of the sinusoids, over 2 pi."""
+
 
 class PatchEmbedding(nn.Module):
     """Non-overlapping patches of an image, each projected to a token."""
@@ -56,9 +59,9 @@ class TimestepEmbedding(nn.Module):
 
     frequencies = 256
 
-    def __init__(self, width: int, scale: float) -> None:
+    def __init__(self, width: int, scale: float, spacing: str) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.spacing = scale, spacing
         self.hidden = nn.Linear(self.frequencies, width)
         self.out = nn.Linear(width, width)
 
@@ -68,8 +71,8 @@ class TimestepEmbedding(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        waves = sinusoids(t.float() * self.scale, self.frequencies).to(self.hidden.weight.dtype)  # (B, 256)
-        return self.out(F.silu(self.hidden(waves)))  # (B, C)
+        waves = sinusoids(t.float() * self.scale, self.frequencies, self.spacing)  # (B, 256)
+        return self.out(F.silu(self.hidden(waves.to(self.hidden.weight.dtype))))  # (B, C)
 
 
 class LabelEmbedding(nn.Embedding):
@@ -136,9 +139,13 @@ class FinalLayer(nn.Module):
         return rearrange(x, "b h w (p q c) -> b c (h p) (w q)", p=p, q=p)  # (B, out, H, W)
 
 
-def sinusoids(values: torch.Tensor, width: int, longest: float = 10_000) -> torch.Tensor:
-    """Cosines then sines (N, width) of values (N,), width / 2 frequencies from 1 down to 1 / longest."""
+def sinusoids(values: torch.Tensor, width: int, spacing: str = "open") -> torch.Tensor:
+    """Cosines then sines (N, width) of values (N,), width / 2 frequencies in equal ratios from 1 to `LONGEST`^-1.
+
+    The last is left out by spacing "open", and among them by "closed".
+    """
     half = width // 2
-    exponents = torch.arange(half, dtype=values.dtype, device=values.device) / half
-    angles = values.unsqueeze(1) * torch.exp(-math.log(longest) * exponents)
+    count = half if spacing == "open" else half - 1
+    exponents = torch.arange(half, dtype=values.dtype, device=values.device) / count
+    angles = values.unsqueeze(1) * torch.exp(-math.log(LONGEST) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
         if settings.position != "none":
             grid = settings.input_size // settings.patch_size
             self.embed_position = PositionEmbedding(settings.position, grid, settings.width)
-        self.embed_time = TimestepEmbedding(settings.width, settings.time_scale)
+        self.embed_time = TimestepEmbedding(settings.width, settings.time_scale, settings.time_frequencies)
         self.embed_label = LabelEmbedding(settings.num_classes, settings.width, settings.label_std)
         self.final = self._final_layer()
         self.auxiliary: FinalLayer | None = None
@@ -202,7 +202,7 @@ class DiTBlock(nn.Module):
     def __init__(self, settings: ModelSettings, index: int) -> None:
         super().__init__()
         width = settings.width
-        self.norm = settings.norm
+        self.norm, self.mlp_norm_eps = settings.norm, settings.mlp_norm_eps
         self.mixer = create_mixer(settings, settings.segment_of(index))
         self.mlp = None
         if settings.mlp is not None:
@@ -216,14 +216,12 @@ class DiTBlock(nn.Module):
         parts = modulation.chunk(3 * self.branches + self.scales, dim=-1)
         scales = parts[3 * self.branches :]
         shift, scale, gate = parts[:3]
-        x = torch.addcmul(x, gate, self.mixer(self._modulated(x, shift, scale), *scales))  # (B, H, W, C)
+        x = torch.addcmul(x, gate, self.mixer(modulate(normalize(x, self.norm), shift, scale), *scales))  # (B, H, W, C)
         if self.mlp is None:
             return x
         shift, scale, gate = parts[3:6]
-        return torch.addcmul(x, gate, self.mlp(self._modulated(x, shift, scale)))
-
-    def _modulated(self, x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return modulate(normalize(x, self.norm), shift, scale)
+        x_normed = normalize(x, self.norm, self.mlp_norm_eps)
+        return torch.addcmul(x, gate, self.mlp(modulate(x_normed, shift, scale)))
 
 
 class GSPN(Denoiser):

@@ -37,7 +37,7 @@ _SCAN_FIELDS = (
     "forget",
 )
 _MODULE_FIELDS = ("module", "local_path", "conv_init", "kernel_sizes", "block")
-_MLP_FIELDS = ("mlp_ratio", "mlp", "block")
+_MLP_FIELDS = ("mlp_ratio", "mlp", "mlp_norm_eps", "block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,12 @@ class ModelConfig:
     auxiliary_head: int | None = None
     """Number from 0 of the block after which a second final layer predicts too, for internal guidance (arXiv
     2512.24176, after 8 of 28 blocks: 7); null: none. Not in a GSPN."""
+    time_frequencies: Literal["open", "closed"] | None = None
+    """The 128 frequencies of the embedding of t, in equal ratios from 1 down to 1/10000: that last one left out
+    (open, default; DiT's), or among them (closed; diffusers' DiT)."""
+    mlp_norm_eps: float | None = None
+    """Epsilon of the norm before a DiT block's MLP: 1e-6 by default, as in every other norm; 1e-5 in diffusers'
+    DiT."""
     checkpoint_activations: bool = False
     """Recompute each block in the backward instead of keeping its activations: less memory, a third more
     work."""
@@ -211,6 +217,7 @@ def _with_defaults(settings: ModelSettings) -> ModelSettings:
         "width": width,
         "depth": depth,
         "time_scale": 1.0 if settings.learn_sigma else 1000.0,
+        "time_frequencies": "open",
         "position": "sincos" if family == "DiT" else "none",
         "norm": "layer",
         "mixer": "attention" if family == "DiT" else "gspn",
@@ -248,7 +255,7 @@ def _block_defaults(settings: ModelSettings) -> dict:
     if settings.mixer != "attention":
         defaults["block"] = "mixer_mlp"
     if settings.block != "inverted_bottleneck":
-        defaults["mlp"] = "gelu"
+        defaults |= {"mlp": "gelu", "mlp_norm_eps": 1e-6}
     return defaults
 
 
@@ -282,7 +289,7 @@ def _check_types(settings: ModelSettings) -> None:
         value, least = getattr(settings, key), 1 if key in _POSITIVE else 0
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"model setting {key} is {value!r}; expected an integer of {least} or more")
-    for key in ("time_scale", "mlp_ratio", "label_std"):
+    for key in ("time_scale", "mlp_ratio", "mlp_norm_eps", "label_std"):
         value = getattr(settings, key)
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int | float) or value <= 0
@@ -320,6 +327,8 @@ def _check(settings: ModelSettings) -> None:
         raise ValueError(f"depth is {settings.depth}; expected an even number for {settings.name}")
     if settings.block == "inverted_bottleneck" and settings.mlp is not None:
         raise ValueError(f"mlp is {settings.mlp!r}; expected none: block 'inverted_bottleneck' has no MLP")
+    if settings.block == "inverted_bottleneck":
+        _refuse(settings, ("mlp_norm_eps",), "block 'inverted_bottleneck' has no MLP")
     if settings.family == "GSPN":
         _refuse(settings, _MLP_FIELDS, f"{settings.name} has no MLP")
         _refuse(

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from gspn_dit import schema
+from gspn_dit.checkpoint import read_state
 from gspn_dit.config import Config
 from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.errors import UserError
+from gspn_dit.models.settings import resolve_settings
 
 HARMLESS = {
     "run_dir",
@@ -29,6 +31,9 @@ HARMLESS = {
     "train.wandb",
 }
 """Keys that may change within a run, beside those of `sample` and `eval`."""
+
+READ_BY = ("heads", "norm", "time_scale", "time_frequencies", "mlp_norm_eps")
+"""Settings of a model without which its weights are not the same function, and that no shape tells."""
 
 
 def check_same_run(folder: Path, before: Config, now: Config) -> None:
@@ -54,6 +59,22 @@ def check_same_data(folder: Path, before: dict[str, Any], dataset: Dataset) -> N
         if key in now and now[key] != value:
             raise UserError(
                 f"the data has {key} {show(now[key])}, but {folder} was trained with {show(value)}"
+            )
+
+
+def check_start(folder: Path, model: dict[str, Any]) -> None:
+    """Raise `UserError` where the weights of `train.init_from` mean something else in the model to be trained.
+
+    Their shapes do not show it; where shapes differ too, loading the weights says so.
+    """
+    before = resolve_settings(**read_state(folder)["model"]).to_dict()
+    if before["learn_sigma"] != model["learn_sigma"]:
+        return
+    for key in READ_BY:
+        if before[key] != model[key]:
+            raise UserError(
+                f"model.{key} is {show(model[key])}, but the weights of train.init_from {folder} are for "
+                f"{show(before[key])}: give model.{key}={show(before[key])}"
             )
 
 

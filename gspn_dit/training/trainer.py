@@ -44,7 +44,7 @@ from gspn_dit.training.clock import Clock
 from gspn_dit.training.ema import EMA
 from gspn_dit.training.log import MetricsLog
 from gspn_dit.training.results import check_tools, finish_run, open_decoder
-from gspn_dit.training.resume import check_same_data, check_same_run
+from gspn_dit.training.resume import check_same_data, check_same_run, check_start
 from gspn_dit.training.run_folder import check_room, check_run_dir
 from gspn_dit.training.schedule import learning_rate, rate_change
 from gspn_dit.training.state import load_training_state, save_checkpoint
@@ -67,6 +67,8 @@ class Trainer:
         self.source = self.find_source()
         model = build_model(self.config, self.dataset, self.diffusion.learn_sigma)
         self.model_settings = model.config
+        if self.source and not self.step:
+            check_start(self.source, model.config)
         self.check_room(sum(parameter.numel() for parameter in model.parameters()))
         self.open_decoder(config)
         self.prepare(model)
