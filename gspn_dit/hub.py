@@ -54,12 +54,7 @@ def release(run: str | Path, folder: str | Path) -> Path:
     model, config, _ = load_model(run)
     config = without_local_autoencoder(config)
     state = read_state(checkpoint)
-    # Whole before it is there: of an earlier release and this one, a kill leaves the one or the other.
-    with claimed(folder), tempfile.TemporaryDirectory(prefix=".tmp-release-", dir=folder) as name:
-        write_release(Path(name), model, config, state)
-        for file in FILES:
-            os.replace(Path(name) / file, folder / file)
-        sync_folder(folder)
+    write_release(folder, model, config, state)
     return folder
 
 
@@ -81,7 +76,19 @@ def check_folder(folder: Path) -> None:
 
 
 def write_release(folder: Path, model: nn.Module, config: Config, state: dict[str, Any]) -> None:
-    """The five files of a release."""
+    """Write the five files of a release, whole before they are there: a kill leaves an earlier release or this one.
+
+    `state` is that of a checkpoint; of weights that were not trained here it has their `origin`, a text for the card.
+    """
+    with claimed(folder), tempfile.TemporaryDirectory(prefix=".tmp-release-", dir=folder) as name:
+        write_files(Path(name), model, config, state)
+        for file in FILES:
+            os.replace(Path(name) / file, folder / file)
+        sync_folder(folder)
+
+
+def write_files(folder: Path, model: nn.Module, config: Config, state: dict[str, Any]) -> None:
+    """The five files of a release, one after the other."""
     write_weights(model, folder)
     save_config(config, folder / "config.yaml")
     files = {name: (folder / name) for name in (WEIGHTS, "config.yaml")}
@@ -92,12 +99,15 @@ def write_release(folder: Path, model: nn.Module, config: Config, state: dict[st
             name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()
         },
     }
-    write_text(folder / "README.md", card(model, training_text(config, state)))
+    license = "other" if "origin" in state else "apache-2.0"
+    write_text(folder / "README.md", card(model, training_text(config, state), license))
     write_text(folder / "state.json", json.dumps(state, indent=1))
 
 
 def training_text(config: Config, state: dict[str, Any]) -> str:
-    """How a run was trained and is sampled, for its card."""
+    """How a run was trained and is sampled, for its card; of other weights, where they are from."""
+    if "origin" in state:
+        return f"\n{state['origin']}\n"
     vae = "--vae HUB_ID_OR_FOLDER " if needs_vae(config) else ""
     return TRAINING.format(objective=config.diffusion.objective, vae=vae, **state)
 

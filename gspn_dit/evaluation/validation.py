@@ -142,8 +142,9 @@ class Measured:
     """A run and its losses."""
 
     run: str
-    step: int
-    images_seen: int
+    step: int | None
+    """None, as `images_seen`, of weights that gspn_dit/convert made: nothing says it of them."""
+    images_seen: int | None
     weights: str
     """SHA-256 of their file."""
     objective: str
@@ -204,7 +205,8 @@ def format_table(runs: Sequence[Measured], edges: tuple[float, float]) -> str:
     for measured in runs:
         means = measured.losses.means(edges)
         numbers = "".join(f"{means.get(name, math.nan):16.5f}" for name in ("loss", *BANDS))
-        line = f"{measured.run:{width}}{measured.step:>10,}{numbers}"
+        step = "-" if measured.step is None else f"{measured.step:,}"
+        line = f"{measured.run:{width}}{step:>10}{numbers}"
         if measured is not runs[0]:
             difference, error = paired_difference(measured.losses, runs[0].losses)
             line += f"  {difference:+.2%} ± {error:.2%}"

@@ -216,7 +216,9 @@ class DiTBlock(nn.Module):
         parts = modulation.chunk(3 * self.branches + self.scales, dim=-1)
         scales = parts[3 * self.branches :]
         shift, scale, gate = parts[:3]
-        x = torch.addcmul(x, gate, self.mixer(modulate(normalize(x, self.norm), shift, scale), *scales))  # (B, H, W, C)
+        x = torch.addcmul(
+            x, gate, self.mixer(modulate(normalize(x, self.norm), shift, scale), *scales)
+        )  # (B, H, W, C)
         if self.mlp is None:
             return x
         shift, scale, gate = parts[3:6]

@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ HUB_CACHES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
 
 CARD = """\
 ---
-license: apache-2.0
+license: {license}
 library_name: gspn-dit
 pipeline_tag: unconditional-image-generation
 tags: [diffusion, class-conditional, gspn]
@@ -91,9 +92,10 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def card(model: nn.Module, training: str = "") -> str:
-    """The model card; `training` says how the model came to be."""
+def card(model: nn.Module, training: str = "", license: str = "apache-2.0") -> str:
+    """The model card; `training` says how the model came to be, `license` is in the hub's terms."""
     return CARD.format(
+        license=license,
         name=model.config["name"],
         classes=model.num_classes,
         millions=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
@@ -156,13 +158,17 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
 
-def download(name: str) -> Path:
-    """The files of a model on the hub; `UserError` when it is not there or cannot be reached."""
+def download(
+    name: str,
+    files: Sequence[str] = FILES,
+    unknown: str = "no such run or checkpoint: {}; give a folder that train.py made, or a hub id",
+) -> Path:
+    """The named files of a model on the hub; `UserError`, which begins with `unknown`, when it cannot be had."""
     # Speed: a second to import, and weights in a folder need none of it.
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-    unknown = f"no such run or checkpoint: {name}; give a folder that train.py made, or a hub id"
+    unknown = unknown.format(name)
     if not is_hub_id(name) or Path(name).parent.is_dir():  # a slip in the name of a folder here is no hub id
         raise UserError(unknown)
     require_home(*HUB_CACHES)
@@ -170,7 +176,7 @@ def download(name: str) -> Path:
         HfApi().model_info(
             name, timeout=10
         )  # one question first: without a network a download retries for long
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(f"{unknown} ({first_line(error)})") from error
     except (OSError, HTTPError) as error:
