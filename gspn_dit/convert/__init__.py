@@ -2,9 +2,17 @@
 
     python -m gspn_dit.convert SOURCE FOLDER
 
-The network is the same function, in float32 to within rounding; see `layouts`, `stream` and `release`.
+The network is the same function, to within the rounding of float32; see `layouts` for the names, `stream` for what
+changes in the weights, and `release` for what stands beside them.
 """
 
-from gspn_dit.convert.release import convert
+import importlib
 
 __all__ = ["convert"]
+
+
+def __getattr__(name: str):
+    # Loaded on first use: the command line answers --help and a bad argument without waiting for torch.
+    if name == "convert":
+        return importlib.import_module(f"{__name__}.release").convert
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

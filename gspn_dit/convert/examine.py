@@ -142,19 +142,19 @@ def read_config(source: Source, sizes: Sizes) -> tuple[int, int, float]:
     """Input size, heads and epsilon out of diffusers' config.json; `UserError` for one of another network."""
     config = {"norm_eps": 1e-5, **source.config}
     heads, side = (config.get(key) for key in ("num_attention_heads", "sample_size"))
+    for key, value in (("num_attention_heads", heads), ("sample_size", side)):
+        if type(value) is not int or value < 1:
+            raise UserError(f"{source.name}: {key} is {value!r} in config.json; expected a number above 0")
     shapes = {
         "patch_size": sizes.patch,
         "in_channels": sizes.channels,
         "num_layers": sizes.depth,
         "num_embeds_ada_norm": sizes.classes,
-        "attention_head_dim": sizes.width // heads if type(heads) is int and heads > 0 else None,
+        "attention_head_dim": sizes.width // heads,
     }
     for key, expected in {**SETTLED, **shapes}.items():
         if config.get(key, expected) != expected:
             raise UserError(f"{source.name}: {key} is {config[key]!r} in config.json; expected {expected!r}")
-    for key, value in (("num_attention_heads", heads), ("sample_size", side)):
-        if type(value) is not int or value < 1:
-            raise UserError(f"{source.name}: {key} is {value!r} in config.json; expected a number above 0")
     return side, heads, config["norm_eps"]
 
 

@@ -1,7 +1,7 @@
 """Small networks in the published layouts, written from arXiv 2212.09748, section 3.2, with random weights.
 
-`PublishedDiT` is DiT's and SiT's, `DiffusersDiT` diffusers'. Each is called as model(x, t, y) and has the names that the
-published files have. Nothing is left at zero, where it would hide what follows it.
+`PublishedDiT` is DiT's and SiT's, `DiffusersDiT` diffusers'. Each is called as model(x, t, y) and has the names
+that the published files have. Nothing is left at zero, where it would hide what follows it.
 """
 
 import math
@@ -68,7 +68,9 @@ def unpatch(tokens: torch.Tensor, channels: int) -> torch.Tensor:
 def randomise(network: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
-        parameter.data.normal_(std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3, generator=generator)
+        parameter.data.normal_(
+            std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3, generator=generator
+        )
     return network
 
 
@@ -91,7 +93,8 @@ class PublishedDiT(nn.Module):
             for _ in range(DEPTH)
         )
         self.final_layer = stacked(
-            linear=linear(WIDTH, PATCH**2 * out_channels), adaLN_modulation=stacked(_1=linear(WIDTH, 2 * WIDTH))
+            linear=linear(WIDTH, PATCH**2 * out_channels),
+            adaLN_modulation=stacked(_1=linear(WIDTH, 2 * WIDTH)),
         )
         randomise(self)
         self.register_buffer("pos_embed", positions())
@@ -109,25 +112,27 @@ class PublishedDiT(nn.Module):
         return x[:, :CHANNELS] if self.sit else x
 
 
+CONFIG = {
+    "_class_name": "DiTTransformer2DModel",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "attention_head_dim": WIDTH // HEADS,
+    "in_channels": CHANNELS,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-5,
+    "norm_type": "ada_norm_zero",
+    "num_attention_heads": HEADS,
+    "num_embeds_ada_norm": CLASSES,
+    "num_layers": DEPTH,
+    "out_channels": 2 * CHANNELS,
+    "patch_size": PATCH,
+    "sample_size": SIDE,
+}
+"""config.json of diffusers' layout."""
+
+
 class DiffusersDiT(nn.Module):
     """DiT as diffusers' DiTTransformer2DModel computes it: other frequencies, another epsilon before the MLP."""
-
-    config = {
-        "_class_name": "DiTTransformer2DModel",
-        "activation_fn": "gelu-approximate",
-        "attention_bias": True,
-        "attention_head_dim": WIDTH // HEADS,
-        "in_channels": CHANNELS,
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-5,
-        "norm_type": "ada_norm_zero",
-        "num_attention_heads": HEADS,
-        "num_embeds_ada_norm": CLASSES,
-        "num_layers": DEPTH,
-        "out_channels": 2 * CHANNELS,
-        "patch_size": PATCH,
-        "sample_size": SIDE,
-    }
 
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
@@ -144,9 +149,12 @@ class DiffusersDiT(nn.Module):
                     linear=linear(WIDTH, 6 * WIDTH),
                 ),
                 attn1=stacked(
-                    **{f"to_{name}": linear(WIDTH, WIDTH) for name in "qkv"}, to_out=stacked(_0=linear(WIDTH, WIDTH))
+                    **{f"to_{name}": linear(WIDTH, WIDTH) for name in "qkv"},
+                    to_out=stacked(_0=linear(WIDTH, WIDTH)),
                 ),
-                ff=stacked(net=stacked(_0=stacked(proj=linear(WIDTH, 4 * WIDTH)), _2=linear(4 * WIDTH, WIDTH))),
+                ff=stacked(
+                    net=stacked(_0=stacked(proj=linear(WIDTH, 4 * WIDTH)), _2=linear(4 * WIDTH, WIDTH))
+                ),
             )
             for _ in range(DEPTH)
         )
@@ -155,7 +163,9 @@ class DiffusersDiT(nn.Module):
         randomise(self)
         first = self.transformer_blocks[0].norm1.emb.state_dict()
         for block in self.transformer_blocks:
-            block.norm1.emb.load_state_dict(first)  # the published file has one embedding, copied to every block
+            block.norm1.emb.load_state_dict(
+                first
+            )  # the published file has one embedding, copied to every block
 
     def condition(self, block: nn.Module, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         emb = block.norm1.emb
@@ -179,4 +189,6 @@ class DiffusersDiT(nn.Module):
 
 def images(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """x (3, C, H, W) and labels (3,), the last of them the null label."""
-    return torch.randn(3, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)), torch.tensor([0, 3, 5])
+    return torch.randn(3, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)), torch.tensor(
+        [0, 3, 5]
+    )
