@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import _has_any_global_hook
 
 from ops.transforms import under_transform
@@ -59,6 +60,10 @@ def relu_squared(x: torch.Tensor) -> torch.Tensor:
     return _ReluSquared.apply(x)[0]
 
 
+PLAIN = (nn.Parameter, torch.Tensor, FakeTensor)
+"""Types of a weight that is one tensor: the last stands for one where memory is computed, or a network exported."""
+
+
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a call of `module` is the product with its weight and nothing else.
 
@@ -67,7 +72,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     return (
         type(module) is nn.Linear
         and module.bias is None
-        and type(module.weight) in (nn.Parameter, torch.Tensor)
+        and type(module.weight) in PLAIN
         and "forward" not in vars(module)
         and not any(getattr(module, hooks) for hooks in _HOOKS)
         and not _has_any_global_hook()
