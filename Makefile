@@ -13,7 +13,7 @@ PY := .venv/bin/python
 # Without a configuration accelerate starts one process on a machine that has no GPU, whatever NPROC is.
 LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes $(NPROC),$(PY))
 
-.PHONY: setup build train compare sample eval leaderboard golden-eval experiments test test-all gpu-check bench lint format
+.PHONY: setup build train compare sample eval leaderboard golden-eval golden-dit experiments test test-all gpu-check bench lint format
 
 setup:
 	@$(PYTHON) setup_env.py --cuda $(CUDA)
@@ -42,6 +42,11 @@ leaderboard: setup
 # GOLDEN (data/golden) holds ADM's public sample batch and reference; without them the message says where to get them.
 golden-eval: setup
 	$(PY) eval_fid.py --golden $(or $(GOLDEN),data/golden) $(ARGS)
+
+# Converts DiT's and SiT's published weights, where they are in GOLDEN, and prints the commands that score them beside
+# the published numbers (not yet measured here); without them the message says where to get them.
+golden-dit: setup
+	$(PY) -m gspn_dit.convert.reproduce $(or $(GOLDEN),data/golden)
 
 experiments: setup
 	$(PY) -m experiments --scale $(SCALE) $(ARGS)
