@@ -53,10 +53,9 @@ class Found:
         side = self.input_size
         whose = {"dit": "DiT", "sit": "SiT"}[self.kind]
         return (
-            f"{settings.name} of {whose}: {sizes.depth} blocks of width {sizes.width}, "
-            f"{settings.heads} heads of {sizes.width // settings.heads}, patches of {sizes.patch}, input "
-            f"{sizes.channels}x{side}x{side}, {sizes.classes} classes, {sizes.out_channels} channels predicted "
-            f"(objective {self.objective})"
+            f"{whose}, as model {settings.name}: {sizes.depth} blocks of width {sizes.width}, {settings.heads} heads "
+            f"of {sizes.width // settings.heads}, patches of {sizes.patch}, input {sizes.channels}x{side}x{side}, output "
+            f"{sizes.out_channels}x{side}x{side}, {sizes.classes} classes (objective {self.objective})"
         )
 
 

@@ -172,8 +172,8 @@ def test_a_release_like_any_other(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(FILES)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == (
-        f"DiT-S/2 of DiT: {DEPTH} blocks of width {WIDTH}, {HEADS} heads of {WIDTH // HEADS}, patches of 2, input "
-        f"4x{SIDE}x{SIDE}, {CLASSES} classes, 8 channels predicted (objective ddpm)"
+        f"DiT, as model DiT-S/2: {DEPTH} blocks of width {WIDTH}, {HEADS} heads of {WIDTH // HEADS}, patches of 2, "
+        f"input 4x{SIDE}x{SIDE}, output 8x{SIDE}x{SIDE}, {CLASSES} classes (objective ddpm)"
     )
     _, config, info = load_model(tmp_path / "out")
     assert (info["step"], info["images_seen"], info["ema"]) == (None, None, True)

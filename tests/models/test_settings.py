@@ -127,6 +127,18 @@ def test_groups_follow_the_family():
         ("GSPN-DiT-S/2", {"global_blocks": 13}, "global_blocks is 13; expected at most 12"),
         ("GSPN-S/2", {"depth": 3}, "depth is 3; expected an even number"),
         ("GSPN-S/2", {"mlp_ratio": 4.0}, "mlp_ratio is 4.0; expected none: GSPN-S/2 has no MLP"),
+        ("DiT-S/2", {"mlp_norm_eps": 0}, "mlp_norm_eps is 0; expected a number above 0"),
+        (
+            "DiT-S/2",
+            {"time_frequencies": "i/127"},
+            "time_frequencies is 'i/127'; expected one of open, closed",
+        ),
+        ("GSPN-S/2", {"mlp_norm_eps": 1e-5}, "mlp_norm_eps is 1e-05; expected none: GSPN-S/2 has no MLP"),
+        (
+            "GSPN-DiT-S/2",
+            {"block": "inverted_bottleneck", "mlp_norm_eps": 1e-5},
+            "mlp_norm_eps is 1e-05; expected none: block 'inverted_bottleneck' has no MLP",
+        ),
         ("GSPN-S/2", {"mlp": "swiglu"}, "mlp is 'swiglu'; expected none: GSPN-S/2 has no MLP"),
         ("GSPN-S/2", {"block": "inverted_bottleneck"}, "block is 'inverted_bottleneck'; expected none"),
         (
