@@ -54,8 +54,8 @@ class Found:
         whose = {"dit": "DiT", "sit": "SiT"}[self.kind]
         return (
             f"{whose}, as model {settings.name}: {sizes.depth} blocks of width {sizes.width}, {settings.heads} heads "
-            f"of {sizes.width // settings.heads}, patches of {sizes.patch}, input {sizes.channels}x{side}x{side}, output "
-            f"{sizes.out_channels}x{side}x{side}, {sizes.classes} classes (objective {self.objective})"
+            f"of {sizes.width // settings.heads}, patches of {sizes.patch}, input {sizes.channels}x{side}x{side}, "
+            f"output {sizes.out_channels}x{side}x{side}, {sizes.classes} classes (objective {self.objective})"
         )
 
 
