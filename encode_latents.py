@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Encode an image folder into latents for training: the posterior's mean and log-variance of every image and of
-its mirror image, in float16, with labels and a manifest.
+its mirror image, in float16, with labels and a manifest. An autoencoder without a posterior (--vae of
+AutoencoderTiny, AutoencoderDC or TAEF2) gives the latent alone. At the end the mean and standard deviation of
+every channel are measured, which the training normalises by where the autoencoder's own scale is none to trust.
 
   IMAGE_FOLDER   class folders of images (at any depth below a class), or images without classes; every format
                  that Pillow reads. Classes are numbered by the sorted names of the class folders.
   OUT            a new folder, or that of an earlier run, which is then continued: the same command after a
-                 kill does not redo finished work. 32.8 KB an image at 256 px: 42 GB for ImageNet.
+                 kill does not redo finished work. 32.8 KB an image at 256 px, with 4 channels at 1/8 of
+                 the size and a posterior: 42 GB for ImageNet.
 
 Images are cropped as in ADM: halved while the short side is at least twice the size, resized by bicubic until
 it is the size, centre-cropped; smaller ones are enlarged. Greyscale, palette, CMYK and 16-bit images become
@@ -36,7 +39,8 @@ and lists file and reason in OUT/skipped.txt. Bad settings end with status 2 and
 EXAMPLE = """\
 example:
   python encode_latents.py /data/imagenet/train data/imagenet256 --image-size 256
-  accelerate launch --num_processes 8 encode_latents.py /data/imagenet/train data/imagenet256"""
+  accelerate launch --num_processes 8 encode_latents.py /data/imagenet/train data/imagenet256
+  python encode_latents.py /data/imagenet/train data/imagenet256_dc --vae mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"""
 
 LISTED = 10
 """Skipped images named at the end; the file has them all."""
@@ -54,7 +58,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=home_path,
         default="stabilityai/sd-vae-ft-ema",
         metavar="HUB_ID_OR_FOLDER",
-        help="AutoencoderKL in diffusers' format (default: %(default)s)",
+        help="AutoencoderKL, AutoencoderTiny or AutoencoderDC in diffusers' format, or the folder of "
+        "taef2_encoder.pth and taef2_decoder.pth (default: %(default)s)",
     )
     parser.add_argument(
         "--image-size", type=int, default=256, metavar="N", help="side in pixels (default: %(default)s)"

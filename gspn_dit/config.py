@@ -61,9 +61,13 @@ class DataConfig:
     """Share of each class never trained on (images only), where the folder has no test/; 0 for none."""
     validation: Place | None = None
     """A second folder of latents, never trained on (latents only); null for no validation."""
+    normalization: Literal["scale", "channels"] | None = None
+    """How the diffusion sees latents (latents only). scale: (z - shift) * scale, as the autoencoder's config has
+    them; channels: each with mean 0 and deviation 1, as encode_latents.py measured them; null: scale for an
+    AutoencoderKL without statistics of its own, channels for all others."""
     autoencoder: Place | None = None
-    """Decoder for sample grids: a hub id or folder in diffusers' format; null for pixels, or to take the
-    latents' own."""
+    """Decoder for sample grids: a hub id or folder as for encode_latents.py --vae; null for pixels, or to take
+    the latents' own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,6 +349,8 @@ def check_data(data: DataConfig) -> None:
         raise UserError("data.path: expected the folder that encode_latents.py made, got null")
     if data.kind != "latents" and data.validation is not None:
         raise UserError(f"data.validation: expected null but for latents, got {data.validation!r}")
+    if data.kind != "latents" and data.normalization is not None:
+        raise UserError(f"data.normalization: expected null but for latents, got {data.normalization!r}")
     if data.kind == "latents" and data.validation == data.path:
         raise UserError(f"data.validation: expected other latents than those of data.path, got {data.path!r}")
     if data.kind == "images" and data.path is None:

@@ -31,7 +31,8 @@ class Dataset(Protocol):
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint remembers of its data; of latents, also what they were made with; of images, hashes."""
+    """What a checkpoint remembers of its data; of latents, also what they were made with and the statistics that
+    normalised them; of images, hashes."""
     manifest = getattr(dataset, "manifest", None)
     latents = ("weights_hash", "scale", "shift", "image_size", "images_hash") if manifest else ()
     return {
@@ -41,5 +42,6 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "num_classes": dataset.num_classes,
         "class_names": list(dataset.class_names),
         **{name: getattr(manifest, name) for name in latents},
+        **getattr(dataset, "normalized", {}),
         **getattr(dataset, "hashes", {}),
     }

@@ -67,13 +67,16 @@ def paired_difference(losses: Losses, base: Losses) -> tuple[float, float]:
     return float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
 
 
-def held_out_dataset(config: DataConfig) -> Dataset | None:
-    """The images of a run's data that are never trained on; None when there are none."""
+def held_out_dataset(config: DataConfig, trained_on: dict[str, Any]) -> Dataset | None:
+    """The images of a run's data that are never trained on; None when there are none.
+
+    Held-out latents are normalised as those of training, which `trained_on` describes.
+    """
     if config.kind == "mnist":
         return Digits("heldout")
     if config.kind == "images":
         return held_out_pixels(config.path, config.size, config.held_out)
-    return LatentDataset(config.validation) if config.validation else None
+    return LatentDataset(config.validation, trained_on=trained_on) if config.validation else None
 
 
 def check_held_out(held_out: Dataset, trained_on: dict[str, Any]) -> None:
@@ -160,12 +163,13 @@ def measure(run: str, arguments: argparse.Namespace, accelerator: Accelerator) -
         data = dataclasses.replace(
             data, **{"validation" if data.kind == "latents" else "path": arguments.data}
         )
-    held_out = held_out_dataset(data)
+    trained_on = read_state(Path(info["path"]))["dataset"]
+    held_out = held_out_dataset(data, trained_on)
     if held_out is None:
         raise UserError(
             f"{run} has no held-out images: give --data FOLDER, for latents a second folder of them"
         )
-    check_held_out(held_out, read_state(Path(info["path"]))["dataset"])
+    check_held_out(held_out, trained_on)
     validator = Validator(
         held_out,
         config.diffusion.objective,

@@ -1,21 +1,20 @@
-"""Between images and what the diffusion sees: diffusers' AutoencoderKL, or pixels as they are.
+"""Between images and what the diffusion sees: an autoencoder of diffusers, TAEF2, or pixels as they are.
 
-The wrapper owns the scaling factor and the shift, which AutoencoderKL itself applies nowhere:
-diffusion sees `(z - shift) * scale`.
+The wrapper owns what is done to latents beyond the autoencoder itself, which applies neither scale nor statistics.
 """
 
 import hashlib
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gspn_dit.checks import NotFinite, check_finite, not_finite
+from gspn_dit.checks import NotFinite, check_finite
 from gspn_dit.errors import UserError
-from gspn_dit.files import describe_file, require_home
-from gspn_dit.models.weights import HUB_CACHES
-from gspn_dit.names import utf8_path
+from gspn_dit.latents.loading import load_vae
+from gspn_dit.latents.normalization import Kind, Normalization, Scaling, recorded
+from gspn_dit.latents.taef2 import TAEF2
 
 DECODE_CHUNK = 16
 """Images decoded at once: bounds the memory of a decode, whatever the batch of the sampler."""
@@ -37,33 +36,81 @@ class PixelAutoencoder:
         return to_uint8(z).expand(-1, -1, -1, 3).contiguous()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What an autoencoder's class and config say of its latents."""
+
+    channels: int
+    factor: int
+    """Pixels of an image's side over those of its latent's."""
+    posterior: bool = False
+    """Whether it encodes to a mean and a log-variance (AutoencoderKL), or to the latent itself."""
+    normalization: Kind = "channels"
+    """What brings its latents to the diffusion: its own scale, or statistics measured on the latents, where the
+    config's scale was never measured (AutoencoderTiny) or is one number for channels that differ."""
+    scale: float = 1.0
+    shift: float = 0.0
+    for_preview: bool = False
+    """Whether its latents may be those of another autoencoder, by that one's scale (AutoencoderTiny)."""
+
+
+def read_traits(vae: Any, name: str) -> Traits:
+    """The traits of TAEF2 or a class of diffusers; `UserError` where its decoder does not undo its encoder's factor."""
+    if isinstance(vae, TAEF2):
+        return Traits(channels=vae.channels, factor=vae.factor)
+    kind, config = type(vae).__name__, vae.config
+    common = {
+        "channels": int(config.latent_channels),
+        "scale": float(config.scaling_factor),
+        "shift": float(config.get("shift_factor") or 0.0),
+    }
+    if kind == "AutoencoderKL":
+        own = config.latents_mean is None and config.latents_std is None
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        return Traits(**common, factor=factor, posterior=True, normalization="scale" if own else "channels")
+    factor = 2 ** (len(config.encoder_block_out_channels) - 1)
+    back = int(config.get("upsampling_scaling_factor", 2)) ** (len(config.decoder_block_out_channels) - 1)
+    if back != factor:
+        raise UserError(
+            f"autoencoder '{name}': its encoder makes images {factor} times smaller, its decoder {back} times "
+            "larger: expected the same, give another"
+        )
+    return Traits(**common, factor=factor, for_preview=kind == "AutoencoderTiny")
+
+
 class LatentAutoencoder:
-    """diffusers' AutoencoderKL in float32 (it gives NaN in float16), with its scaling factor and shift."""
+    """An autoencoder of diffusers, or TAEF2, in float32 (some give NaN in float16), and what is done to its latents."""
 
     def __init__(self, vae: Any, name: str) -> None:
-        config = vae.config
         self.vae = vae.eval().requires_grad_(False)
         self.name = name
-        self.scale = float(config.scaling_factor)
-        self.shift = float(config.shift_factor or 0.0)
-        self.channels = int(config.latent_channels)
-        self.factor = 2 ** (len(config.block_out_channels) - 1)
+        self.traits = traits = read_traits(vae, name)
+        self.channels, self.factor = traits.channels, traits.factor
+        self.normalization: Normalization = Scaling(traits.scale, traits.shift)
+        """What `decode` undoes; see `fit_decoder`."""
         self.weights_hash = hash_weights(vae)
 
     @property
     def identity(self) -> str:
         """What decoded an image, in the words that scores print."""
-        return f"{self.name} (weights {self.weights_hash[:12]}, scale {self.scale:g}, shift {self.shift:g})"
+        return f"{self.name} (weights {self.weights_hash[:12]}, {self.normalization})"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vae.parameters()).device
 
     @torch.inference_mode()
     def moments(self, images: torch.Tensor) -> torch.Tensor:
         """The posterior of images (B, H, W, 3) uint8: (B, 2, C, h, w) float32 on the vae's device.
 
-        Index 0 of the second axis is the mean, 1 the log-variance in [-30, 20]; neither scaled nor shifted.
+        Index 0 of the second axis is the mean, 1 the log-variance in [-30, 20]; neither scaled nor shifted. An
+        encoder without a posterior gives the latent alone, (B, 1, C, h, w).
         """
-        pixels = images.to(self.vae.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
-        posterior = self.vae.encode(pixels).latent_dist
-        return torch.stack([posterior.mean, posterior.logvar], dim=1)  # (B, 2, C, h, w)
+        pixels = images.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1  # (B, 3, H, W)
+        encoded = self.vae.encode(pixels)[0]
+        if not self.traits.posterior:
+            return encoded.unsqueeze(1)  # (B, 1, C, h, w)
+        return torch.stack([encoded.mean, encoded.logvar], dim=1)  # (B, 2, C, h, w)
 
     @torch.inference_mode()
     def decode(self, z: torch.Tensor) -> torch.Tensor:
@@ -76,8 +123,8 @@ class LatentAutoencoder:
         side = [length * self.factor for length in z.shape[2:]]
         images = torch.empty(len(z), *side, 3, dtype=torch.uint8)
         for start in range(0, len(z), DECODE_CHUNK):
-            latents = z[start : start + DECODE_CHUNK].to(self.vae.device, torch.float32)
-            pixels = self.vae.decode(latents / self.scale + self.shift).sample
+            latents = z[start : start + DECODE_CHUNK].to(self.device, torch.float32)
+            pixels = self.vae.decode(self.normalization.undo(latents))[0]
             try:
                 images[start : start + DECODE_CHUNK] = to_uint8(pixels)
             except NotFinite as error:
@@ -89,13 +136,44 @@ Autoencoder = PixelAutoencoder | LatentAutoencoder
 
 
 def create_autoencoder(name_or_path: str | None, device: torch.device | str) -> Autoencoder:
-    """The autoencoder with this hub id or in this folder (diffusers' format); None is pixels.
+    """The autoencoder with this hub id or in this folder; None is pixels.
 
-    Raises `UserError` when it can be neither found nor downloaded, or is no AutoencoderKL.
+    It decodes latents by the scale and shift of its config; for those of a run see `fit_decoder`. Raises `UserError`
+    when it can be neither found nor downloaded, or is none that is known (see gspn_dit/latents/loading.py).
     """
     if name_or_path is None:
         return PixelAutoencoder()
     return LatentAutoencoder(load_vae(str(name_or_path)).to(device), str(name_or_path))
+
+
+def fit_decoder(autoencoder: Autoencoder, dataset: Mapping[str, Any], *, channels: int, size: int) -> None:
+    """Make an autoencoder the decoder of a model's latents; `UserError` where it cannot be.
+
+    Args:
+        autoencoder: gets the statistics by which the latents were normalised, if they were.
+        dataset: what checkpoints remember of the training set, see `describe_dataset`; older ones of little or nothing.
+        channels: of the model.
+        size: height and width of the latents trained on.
+    """
+    check_channels(autoencoder, channels)
+    if not isinstance(autoencoder, LatentAutoencoder):
+        return
+    image_size = dataset.get("image_size", size * autoencoder.factor)
+    if size * autoencoder.factor != image_size:
+        raise UserError(
+            f"the decoder, {autoencoder.identity}, makes latents {autoencoder.factor} times larger; the model's, of "
+            f"{size}x{size}, are of images of {image_size}x{image_size}: give another"
+        )
+    norm = recorded(dataset)
+    if norm is not None:
+        autoencoder.normalization = norm
+        return
+    traits = autoencoder.traits
+    if traits.normalization == "channels" and not traits.for_preview and "normalization" not in dataset:
+        raise UserError(
+            f"the decoder, {autoencoder.identity}, is for latents normalised by measured statistics, and the run has "
+            "none: give the decoder of the latents that it was trained on"
+        )
 
 
 def check_channels(autoencoder: Autoencoder, channels: int) -> None:
@@ -125,105 +203,3 @@ def hash_weights(module: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
-
-
-def load_vae(name: str) -> Any:
-    """AutoencoderKL from a folder, the hub's cache, or the hub, in that order."""
-    # Speed: a second to import, and a decoder in a folder needs none of it.
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
-
-    if Path(name).is_dir():
-        return load_files(name, name)
-    if Path(name).exists():
-        raise UserError(
-            f"autoencoder '{name}' is {describe_file(name)}; expected the folder that AutoencoderKL.save_pretrained "
-            "writes, or a hub id"
-        )
-    try:
-        return load_files(find_on_hub(name), name)
-    except GatedRepoError as error:
-        raise UserError(
-            f"autoencoder '{name}' needs access: accept its terms on the hub and log in by `hf auth login`"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"autoencoder '{name}' is neither a folder nor a model on the hub: give a folder saved by "
-            "save_pretrained or a hub id such as stabilityai/sd-vae-ft-ema"
-        ) from error
-    except (OSError, HTTPError) as error:
-        raise UserError(
-            f"autoencoder '{name}' is no folder here, not in the hub's cache, and cannot be downloaded "
-            f"({first_line(error)}): give a local folder, or run `hf download {name}` with a network"
-        ) from error
-
-
-def find_on_hub(name: str) -> str:
-    """The folder of a hub model's files, downloaded unless cached.
-
-    One question is asked of the hub before any download: without a network it fails at once, a download only
-    after half a minute of retries.
-    """
-    # Speed: as above.
-    from huggingface_hub import HfApi, snapshot_download
-
-    require_home(*HUB_CACHES)
-    files = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"]
-    try:
-        folder = snapshot_download(name, allow_patterns=files, local_files_only=True)
-        if any((Path(folder) / weights).exists() for weights in files[1:]):
-            return folder
-    except FileNotFoundError:
-        pass
-    present = {sibling.rfilename for sibling in HfApi().model_info(name, timeout=10).siblings or ()}
-    wanted = [file for file in files if file in present]
-    return snapshot_download(name, allow_patterns=wanted[:2])
-
-
-def load_files(folder: str, name: str) -> Any:
-    """AutoencoderKL from a folder in diffusers' format; every weight must be there."""
-    check_class(Path(folder), name)
-    # Speed: diffusers takes seconds, and runs on pixels never ask for it.
-    from diffusers import AutoencoderKL
-    from safetensors import SafetensorError
-
-    try:
-        with utf8_path(folder) as path:
-            vae, report = AutoencoderKL.from_pretrained(
-                path, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"autoencoder '{name}' cannot be read: {first_line(error)}; save or download it again"
-        ) from error
-    if report["missing_keys"]:
-        raise UserError(
-            f"autoencoder '{name}' lacks the weight {report['missing_keys'][0]}; save or download it again"
-        )
-    broken = not_finite(vae.state_dict())
-    if broken:
-        raise UserError(f"autoencoder '{name}': {broken} is not finite; save or download it again")
-    if vae.config.latents_mean is not None or vae.config.latents_std is not None:
-        raise UserError(
-            f"autoencoder '{name}' normalises latents per channel (latents_mean, latents_std), which is not "
-            "supported: take one with a scaling_factor"
-        )
-    return vae
-
-
-def check_class(folder: Path, name: str) -> None:
-    """Raise `UserError` unless the folder's config.json is an AutoencoderKL's."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"autoencoder '{name}' has no readable config.json: expected a folder saved by "
-            "AutoencoderKL.save_pretrained (in a pipeline's folder it is the subfolder vae)"
-        ) from error
-    kind = config.get("_class_name") if isinstance(config, dict) else None
-    if kind != "AutoencoderKL":
-        raise UserError(f"autoencoder '{name}' is a {kind}: expected an AutoencoderKL")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

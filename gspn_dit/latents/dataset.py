@@ -1,7 +1,8 @@
 """A folder of latents as encode_latents.py makes it, and the draw of training images from it.
 
-    manifest.json   format and version, autoencoder, image size, counts, class names, float16 error
-    moments.bin     (images, 2, 2, C, h, w) float16: for the image and its mirror image, mean and log-variance
+    manifest.json   format and version, autoencoder, image size, counts, class names, float16 error, statistics
+    moments.bin     (images, 2, 2, C, h, w) float16: for the image and its mirror image, mean and log-variance;
+                    (images, 2, 1, C, h, w) of an autoencoder without a posterior: the latent alone
     labels.npy      (images,) int64, -1 for an image that was skipped
     images.json     the path of every image, relative to the image folder; its bytes are
                     path.encode("utf-8", "surrogateescape")
@@ -13,6 +14,7 @@ A mirror is a row of its own because the latent of a mirrored image is not the m
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -24,6 +26,7 @@ import torch
 from gspn_dit import schema
 from gspn_dit.errors import UserError
 from gspn_dit.files import describe_file, replacing
+from gspn_dit.latents.normalization import Kind, Normalization, Scaling, channel_norm, record, recorded
 from gspn_dit.random import POSTERIOR, seed_of
 
 FORMAT = "gspn-dit latents"
@@ -41,12 +44,13 @@ class Manifest:
     """What a folder of latents holds."""
 
     autoencoder: str
-    """Hub id or folder of the AutoencoderKL."""
+    """Its hub id or folder."""
     weights_hash: str
     """SHA-256 of its weights."""
     scale: float
     shift: float
-    """Diffusion sees (z - shift) * scale; the file holds the moments of z."""
+    """Those of the autoencoder's config: by them the diffusion sees (z - shift) * scale; the file holds the
+    moments of z."""
     image_size: int
     images: int
     """Rows of the files, skipped images included."""
@@ -60,13 +64,21 @@ class Manifest:
     """What storing in float16 costs, measured on the first batch; see encoding.float16_error."""
     complete: bool
     """False while encode_latents.py is at work, or was killed."""
+    posterior: bool = True
+    """Whether log-variances are stored beside means; else the latents are drawn without noise."""
+    normalization: Kind = "scale"
+    """How the diffusion sees the latents unless data.normalization says otherwise: by scale and shift, or channels,
+    by the statistics that follow."""
+    channel_mean: tuple[float, ...] | None = None
+    channel_std: tuple[float, ...] | None = None
+    """Of z, channel by channel; see gspn_dit/latents/measuring.py. None in a store that is unfinished, or older."""
     format: str = FORMAT
     version: int = VERSION
 
     @property
     def block_shape(self) -> tuple[int, ...]:
-        """Moments of one mirror of one image: (2, C, h, w)."""
-        return (2, *self.latent_shape)
+        """Moments of one mirror of one image: (2, C, h, w), or (1, C, h, w) without a posterior."""
+        return (2 if self.posterior else 1, *self.latent_shape)
 
     @property
     def block_bytes(self) -> int:
@@ -122,8 +134,19 @@ class LatentDataset:
     `draw` is a pure function of its arguments and may be called from several threads at once.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Open a folder that encode_latents.py finished; raises `UserError` naming what is wrong with it."""
+    def __init__(
+        self,
+        folder: str | Path,
+        normalization: Kind | None = None,
+        trained_on: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open a folder that encode_latents.py finished; raises `UserError` naming what is wrong with it.
+
+        Args:
+            normalization: data.normalization; None for that of the manifest.
+            trained_on: what a run remembers of its training set (`describe_dataset`), for held-out latents: they are
+                normalised as those were, whatever their own statistics.
+        """
         folder = Path(folder)
         self.manifest = manifest = read_manifest(folder)
         if not manifest.complete:
@@ -138,6 +161,9 @@ class LatentDataset:
         self.channels, self.size, _ = manifest.latent_shape
         self.autoencoder = manifest.autoencoder
         self.block_bytes = manifest.block_bytes
+        self.normalization = choose_normalization(folder, manifest, normalization, trained_on)
+        self.normalized = record(self.normalization, manifest.normalization)
+        """What a checkpoint remembers of it."""
         self.file = open_moments(folder / "moments.bin", manifest)
 
     def __len__(self) -> int:
@@ -159,25 +185,36 @@ class LatentDataset:
             if ahead:
                 self.draw_noise(x[ahead], blocks[ahead], keys[ahead])
             if part:
-                self.scale_noise(x[part], blocks[part])
+                self.draw_latents(x[part], blocks[part])
         return x, torch.from_numpy(self.labels[indices])
 
     def draw_noise(self, x: torch.Tensor, blocks: np.ndarray, keys: list[int]) -> None:
-        """Fill x (n, C, h, w) with standard normal noise, and have the disk fetch `blocks` (n,) meanwhile."""
+        """Fill x (n, C, h, w) with standard normal noise, and have the disk fetch `blocks` (n,) meanwhile.
+
+        Without posteriors there is no noise to draw, and x is left alone.
+        """
         generator = torch.Generator()
         file, size = self.file.fileno(), self.block_bytes
         for noise, offset, key in zip(x.unbind(), self.offsets(blocks), keys, strict=True):
             os.posix_fadvise(file, offset, size, os.POSIX_FADV_WILLNEED)
-            noise.normal_(generator=generator.manual_seed(key))
+            if self.manifest.posterior:
+                noise.normal_(generator=generator.manual_seed(key))
 
-    def scale_noise(self, x: torch.Tensor, blocks: np.ndarray) -> None:
-        """Turn standard normal x (n, C, h, w), in place, into draws from the posteriors in `blocks` (n,)."""
-        mean, log_variance = self.read(blocks).float().unbind(1)  # (n, C, h, w) each
-        deviation = log_variance.mul_(0.5 / math.log(2)).exp2_()  # a third of the time of exp
-        torch.addcmul(mean, deviation, x, out=x).sub_(self.manifest.shift).mul_(self.manifest.scale)
+    def draw_latents(self, x: torch.Tensor, blocks: np.ndarray) -> None:
+        """Turn standard normal x (n, C, h, w), in place, into draws from the posteriors in `blocks` (n,).
+
+        Without posteriors it does not matter what x holds.
+        """
+        mean, *log_variance = self.read(blocks).float().unbind(1)  # (n, C, h, w) each
+        if log_variance:
+            deviation = log_variance[0].mul_(0.5 / math.log(2)).exp2_()  # a third of the time of exp
+            torch.addcmul(mean, deviation, x, out=x)
+        else:
+            x.copy_(mean)
+        self.normalization.apply_(x)
 
     def read(self, blocks: np.ndarray) -> torch.Tensor:
-        """The moments in `blocks` (n,): (n, 2, C, h, w) float16."""
+        """The moments in `blocks` (n,): (n, 2 or 1, C, h, w) float16."""
         moments = torch.empty(len(blocks), *self.manifest.block_shape, dtype=torch.float16)
         # Not through a memory map: a page fault takes longer than this copy, and a bad disk would end the process.
         file = self.file.fileno()
@@ -189,6 +226,24 @@ class LatentDataset:
     def offsets(self, blocks: np.ndarray) -> list[int]:
         """Where blocks begin in moments.bin, in bytes."""
         return (blocks * self.block_bytes).tolist()
+
+
+def choose_normalization(
+    folder: Path, manifest: Manifest, asked: Kind | None, trained_on: Mapping[str, Any] | None
+) -> Normalization:
+    """What brings latents to the diffusion; `UserError` where statistics are needed and the manifest has none."""
+    if trained_on is not None:
+        return recorded(trained_on) or Scaling(manifest.scale, manifest.shift)
+    kind = asked or manifest.normalization
+    if kind == "scale":
+        return Scaling(manifest.scale, manifest.shift)
+    mean, std, channels = manifest.channel_mean, manifest.channel_std, manifest.latent_shape[0]
+    remedy = (
+        "run the same encode_latents.py command again, which measures them, or set data.normalization=scale"
+    )
+    if mean is not None:
+        remedy = "set data.normalization=scale, or encode again"
+    return channel_norm(mean, std, channels, f"latents folder {folder}", remedy)
 
 
 def open_moments(path: Path, manifest: Manifest) -> BinaryIO:

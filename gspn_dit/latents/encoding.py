@@ -88,7 +88,8 @@ class Encoder:
         """Encode what is not yet encoded and return the finished manifest; raises `UserError`."""
         wanted = describe(self.images, self.autoencoder, self.size)
         earlier = self.store.matching(wanted)
-        if earlier is not None and earlier.complete and not self.store.chunks.exists():
+        done = earlier is not None and earlier.complete and not self.store.chunks.exists()
+        if done and not self.store.lacks_statistics(earlier):
             return earlier  # without a lock: a finished folder may be one that nobody can write
         with held_for_all(self.state.is_main_process, claimed(self.store.folder)):
             return self.work(wanted)
@@ -109,6 +110,8 @@ class Encoder:
         if self.state.is_main_process:
             if not manifest.complete:
                 self.store.finish(manifest, self.images)
+            elif manifest.channel_mean is None:
+                self.store.add_statistics(manifest)
             self.store.drop_journal()
         self.state.wait_for_everyone()
         return self.store.matching(wanted)
@@ -133,8 +136,7 @@ class Encoder:
         processes = self.state.num_processes
         print(
             f"about {in_time(seconds * left / processes)} at {processes / seconds:,.1f} images/s, as a "
-            f"first batch shows on {processes} process{'es' if processes > 1 else ''}; float16 moves "
-            f"the mean by {error['share_of_posterior']:.1e} of the posterior's deviation (rms)",
+            f"first batch shows on {processes} process{'es' if processes > 1 else ''}; {in_words(error)}",
             flush=True,
         )
         self.store.begin(earlier or replace(wanted, float16_error=error))
@@ -162,7 +164,7 @@ class Encoder:
         mirrored_moments(self.autoencoder, np.stack(pixels))
         encoding = (time.perf_counter() - start) / len(pixels)
         seconds = max(reading / self.workers, encoding) if self.workers else reading + encoding
-        return seconds, float16_error(moments, self.autoencoder.scale)
+        return seconds, float16_error(moments, self.autoencoder.traits.scale)
 
     def encode(self, chunks: Sequence[range], manifest: Manifest) -> None:
         """Encode chunks of rows; no batch spans two, so that a resumed run makes the same batches."""
@@ -209,7 +211,7 @@ class Encoder:
 
 
 def stored_moments(batch: Batch, autoencoder: LatentAutoencoder, manifest: Manifest) -> np.ndarray:
-    """The stored moments (rows, 2, 2, C, h, w) float16 of a batch; zeros for skipped images."""
+    """The stored moments (rows, 2, 2 or 1, C, h, w) float16 of a batch; zeros for skipped images."""
     stored = np.zeros((len(batch.rows), MIRRORS, *manifest.block_shape), dtype=DTYPE)
     if batch.readable:
         stored[batch.readable] = to_float16(mirrored_moments(autoencoder, batch.pixels))
@@ -217,7 +219,7 @@ def stored_moments(batch: Batch, autoencoder: LatentAutoencoder, manifest: Manif
 
 
 def mirrored_moments(autoencoder: LatentAutoencoder, pixels: np.ndarray) -> torch.Tensor:
-    """Moments of images (B, H, W, 3) uint8 and of their mirrors: (B, 2, 2, C, h, w) float32 on the CPU."""
+    """Moments of images (B, H, W, 3) uint8 and of their mirrors: (B, 2, 2 or 1, C, h, w) float32 on the CPU."""
     images = torch.from_numpy(pixels)
     both = [autoencoder.moments(images), autoencoder.moments(images.flip(2))]
     return torch.stack(both, dim=1).cpu()
@@ -231,21 +233,32 @@ def to_float16(moments: torch.Tensor) -> np.ndarray:
 
 
 def float16_error(moments: torch.Tensor, scale: float) -> dict[str, float]:
-    """What rounding moments (B, 2, 2, C, h, w) to float16 costs, in the units of the diffusion.
+    """What rounding moments (B, 2, 2 or 1, C, h, w) to float16 costs, in the units of the diffusion.
 
     mean_max, mean_rms: error of the scaled mean; deviation_max: relative error of the posterior's deviation;
     share_of_posterior: rms error of the mean over the rms deviation of the posterior that is drawn around it.
+    Without a posterior, in place of the last two, share_of_latents: rms error over the deviation of the latents.
     """
     exact = moments.double()
     error = moments.half().double() - exact
     mean_rms = error[:, :, 0].square().mean().sqrt()
+    of_mean = {"mean_max": error[:, :, 0].abs().max().item() * scale, "mean_rms": mean_rms.item() * scale}
+    if moments.shape[2] == 1:
+        deviation = exact.std(correction=0).clamp(min=torch.finfo(torch.float16).tiny)  # one colour: none
+        return {**of_mean, "share_of_latents": (mean_rms / deviation).item()}
     deviation_rms = exact[:, :, 1].exp().mean().sqrt()
     return {
-        "mean_max": error[:, :, 0].abs().max().item() * scale,
-        "mean_rms": mean_rms.item() * scale,
+        **of_mean,
         "deviation_max": torch.expm1(error[:, :, 1].abs().max() / 2).item(),
         "share_of_posterior": (mean_rms / deviation_rms).item(),
     }
+
+
+def in_words(error: dict[str, float]) -> str:
+    """A `float16_error` for the eye."""
+    if "share_of_latents" in error:
+        return f"float16 moves the latents by {error['share_of_latents']:.1e} of their deviation (rms)"
+    return f"float16 moves the mean by {error['share_of_posterior']:.1e} of the posterior's deviation (rms)"
 
 
 def in_time(seconds: float) -> str:

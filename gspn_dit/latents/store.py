@@ -21,7 +21,8 @@ from gspn_dit.data.images import ImageFolder
 from gspn_dit.errors import UserError
 from gspn_dit.files import LEFTOVER, leftovers, remove_folder, replacing
 from gspn_dit.latents.autoencoder import LatentAutoencoder
-from gspn_dit.latents.dataset import Manifest, read_manifest
+from gspn_dit.latents.dataset import Manifest, read_labels, read_manifest
+from gspn_dit.latents.measuring import measure_channels
 from gspn_dit.names import canonical, printable
 
 CHUNK = 256
@@ -34,6 +35,7 @@ DECISIVE = {
     "weights_hash": "weights of the autoencoder",
     "scale": "scale of the autoencoder",
     "shift": "shift of the autoencoder",
+    "normalization": "normalization of the autoencoder",
     "class_names": "classes",
     "images_hash": "images",
 }
@@ -48,8 +50,10 @@ def describe(images: ImageFolder, autoencoder: LatentAutoencoder, size: int) -> 
     return Manifest(
         autoencoder=autoencoder.name,
         weights_hash=autoencoder.weights_hash,
-        scale=autoencoder.scale,
-        shift=autoencoder.shift,
+        scale=autoencoder.traits.scale,
+        shift=autoencoder.traits.shift,
+        posterior=autoencoder.traits.posterior,
+        normalization=autoencoder.traits.normalization,
         images=len(images.paths),
         skipped=0,
         latent_shape=(autoencoder.channels, side, side),
@@ -169,7 +173,7 @@ class LatentStore:
         return reasons
 
     def finish(self, manifest: Manifest, images: ImageFolder) -> None:
-        """Write labels and lists and mark the store complete."""
+        """Write labels and lists, measure the channels, and mark the store complete."""
         reasons = self.skipped(manifest)
         labels = np.array(images.labels, dtype=np.int64)
         labels[list(reasons)] = -1
@@ -182,7 +186,17 @@ class LatentStore:
                 f"{printable(images.paths[row])}\t{printable(reason)}\n" for row, reason in reasons.items()
             )
             file.write("".join(lines).encode())
-        replace(manifest, skipped=len(reasons), complete=True).save(self.folder)
+        measured = measure_channels(self.moments, manifest, labels >= 0)
+        replace(manifest, skipped=len(reasons), complete=True, **measured).save(self.folder)
+
+    def lacks_statistics(self, manifest: Manifest) -> bool:
+        """Whether a finished store is one from before channels were measured, and can be written."""
+        return manifest.channel_mean is None and os.access(self.folder, os.W_OK)
+
+    def add_statistics(self, manifest: Manifest) -> None:
+        """Measure the channels of a finished store."""
+        labels = read_labels(self.folder / "labels.npy", manifest)
+        replace(manifest, **measure_channels(self.moments, manifest, labels >= 0)).save(self.folder)
 
     def drop_journal(self) -> None:
         """Remove what only an unfinished store needs."""
@@ -197,7 +211,7 @@ class ChunkWriter:
         self.descriptor = descriptor
 
     def write(self, row: int, moments: np.ndarray) -> None:
-        """Write moments (rows, 2, 2, C, h, w) float16 from `row` on."""
+        """Write moments (rows, 2, 2 or 1, C, h, w) float16 from `row` on."""
         data = memoryview(moments).cast("B")
         offset = row * moments[0].nbytes
         while data:

@@ -14,7 +14,7 @@ from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, create_diffusion, default_sampler
 from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed_file
-from gspn_dit.latents.autoencoder import Autoencoder, check_channels, create_autoencoder
+from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder, fit_decoder
 from gspn_dit.models.networks import create_model
 from gspn_dit.models.settings import resolve_settings
 from gspn_dit.processes import held_for_all, on_main_process
@@ -51,7 +51,7 @@ class Request:
     guide_scale: float | None = field(default=None, repr=False)
     seed: int = 0
     vae: str | None = None
-    """Decoder in place of the run's own: a hub id or a folder in diffusers' format."""
+    """Decoder in place of the run's own: a hub id or a folder, as for encode_latents.py."""
     size: tuple[int, int] | None = field(default=None, repr=False)
     """Height and width of the images in pixels, other than those trained on."""
     batch_size: int = 16
@@ -183,7 +183,13 @@ class Resolved:
         if self.request.vae is None and self.config.data.kind == "latents":
             raise UserError("the run does not say what decodes its latents: give --vae HUB_ID_OR_FOLDER")
         autoencoder = create_autoencoder(self.request.vae, device)
-        check_channels(autoencoder, self.state["model"]["in_channels"])
+        model = self.state["model"]
+        fit_decoder(
+            autoencoder,
+            self.state.get("dataset", {}),
+            channels=model["in_channels"],
+            size=resolve_settings(**model).input_size,
+        )
         self.latent_size(autoencoder)
         return autoencoder
 

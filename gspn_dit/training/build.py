@@ -34,7 +34,7 @@ def create_dataset(config: DataConfig) -> Dataset:
     if config.kind == "mnist":
         return Digits()
     if config.kind == "latents":
-        return LatentDataset(config.path)
+        return LatentDataset(config.path, config.normalization)
     return training_pixels(config.path, config.size, config.held_out, config.flip)
 
 
@@ -102,12 +102,13 @@ def build_validator(
     Raises `UserError` when validation is asked for but there are no held-out images, or they do not fit.
     """
     train = config.train
-    held_out = held_out_dataset(config.data) if train.validation_images else None
+    trained_on = describe_dataset(dataset)
+    held_out = held_out_dataset(config.data, trained_on) if train.validation_images else None
     if held_out is None:
         if train.validate_every:
             raise UserError("train.validate_every: there are no held-out images; set it to 0")
         return None
-    check_held_out(held_out, describe_dataset(dataset))
+    check_held_out(held_out, trained_on)
     return Validator(
         held_out,
         config.diffusion.objective,

@@ -8,11 +8,11 @@ from torch import nn
 
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import Config
-from gspn_dit.data import Dataset
+from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.errors import UserError, require_packages
 from gspn_dit.evaluation.demo import format_table, score_demo
 from gspn_dit.files import cache_folder, check_output, check_output_folder, read_json, write_json
-from gspn_dit.latents.autoencoder import Autoencoder, check_channels, create_autoencoder
+from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder, fit_decoder
 from gspn_dit.sampling.grids import draw_grid, save_grid
 from gspn_dit.training.log import import_wandb, plot_loss
 
@@ -28,7 +28,7 @@ def open_decoder(
     """
     try:
         decoder = create_autoencoder(config.data.autoencoder or dataset.autoencoder, device)
-        check_channels(decoder, dataset.channels)
+        fit_decoder(decoder, describe_dataset(dataset), channels=dataset.channels, size=dataset.size)
         return decoder
     except UserError as error:
         if config.data.autoencoder:
