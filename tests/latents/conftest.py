@@ -1,7 +1,8 @@
-"""A tiny autoencoder in diffusers' format, image folders, and stores of chosen moments."""
+"""Tiny autoencoders of every class, image folders, and stores of chosen moments."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from PIL import Image
 
 from gspn_dit.latents.dataset import DTYPE, MIRRORS, Manifest
+from gspn_dit.latents.taef2 import DECODER, ENCODER, TAEF2, Widths
 
 SCALE, SHIFT = 0.5, 0.25
 
 
-def save_vae(folder: Path, seed: int = 0) -> Path:
+def save_vae(folder: Path, seed: int = 0, **config: Any) -> Path:
     """An AutoencoderKL with f = 8 and 4 channels, random weights, and a scale and shift of its own."""
     from diffusers import AutoencoderKL
 
@@ -26,8 +28,54 @@ def save_vae(folder: Path, seed: int = 0) -> Path:
         latent_channels=4,
         scaling_factor=SCALE,
         shift_factor=SHIFT,
+        **config,
     )
     vae.save_pretrained(folder)
+    return folder
+
+
+def save_tiny(folder: Path, **config: Any) -> Path:
+    """An AutoencoderTiny with f = 8 and 4 channels and random weights."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(1)
+    widths, blocks = (8,) * 4, (1,) * 4
+    settings = {
+        "encoder_block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "num_encoder_blocks": blocks,
+        "num_decoder_blocks": blocks,
+    }
+    AutoencoderTiny(**settings | config).save_pretrained(folder)
+    return folder
+
+
+def save_dc(folder: Path, stages: int = 6) -> Path:
+    """An AutoencoderDC with f = 2^(stages - 1), 8 channels, random weights and a scaling factor that is none."""
+    from diffusers import AutoencoderDC
+
+    torch.manual_seed(2)
+    widths, layers, no_scales = (8,) * stages, (1,) * stages, ((),) * stages
+    AutoencoderDC(
+        latent_channels=8,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=layers,
+        decoder_layers_per_block=layers,
+        encoder_qkv_multiscales=no_scales,
+        decoder_qkv_multiscales=no_scales,
+        scaling_factor=0.125,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_taef2(folder: Path) -> Path:
+    """The two files of a TAEF2 with 5 channels, 8 inside and 12 in its pooled branches; random weights in float16."""
+    torch.manual_seed(3)
+    model = TAEF2(Widths(latent=5, inner=8, pool=12))
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, part in ((ENCODER, model.encoder), (DECODER, model.decoder)):
+        torch.save({name: tensor.half() for name, tensor in part.state_dict().items()}, folder / file)
     return folder
 
 
@@ -58,12 +106,14 @@ def image_folder(tmp_path) -> Callable[..., Path]:
 
 @pytest.fixture
 def store_folder(tmp_path) -> Callable[..., Path]:
-    """Make a finished folder of latents with given moments (images, 2, 2, C, h, w) and labels (images,)."""
+    """Make a finished folder of latents with given moments (images, 2, 2 or 1, C, h, w) and labels (images,)."""
 
-    def make(moments: np.ndarray, labels: list[int], classes: int = 3) -> Path:
-        folder = tmp_path / "latents"
+    def make(
+        moments: np.ndarray, labels: list[int], classes: int = 3, name: str = "latents", **manifest: Any
+    ) -> Path:
+        folder = tmp_path / name
         folder.mkdir()
-        assert moments.shape[1:3] == (MIRRORS, 2)
+        assert moments.shape[1] == MIRRORS
         moments.astype(DTYPE).tofile(folder / "moments.bin")
         np.save(folder / "labels.npy", np.array(labels, dtype=np.int64))
         Manifest(
@@ -79,6 +129,8 @@ def store_folder(tmp_path) -> Callable[..., Path]:
             images_hash="0",
             float16_error={},
             complete=True,
+            posterior=moments.shape[2] == 2,
+            **manifest,
         ).save(folder)
         return folder
 

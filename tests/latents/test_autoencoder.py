@@ -117,9 +117,8 @@ def drop_a_weight(folder) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "no readable config.json"),
         (
             lambda folder: edit_config(folder, _class_name="UNet2DModel"),
-            "is a UNet2DModel: expected an AutoencoderKL",
+            "is a UNet2DModel: expected an AutoencoderKL, AutoencoderTiny or AutoencoderDC",
         ),
-        (lambda folder: edit_config(folder, latents_mean=[0.0] * 4), "normalises latents per channel"),
         (lambda folder: (folder / "diffusion_pytorch_model.safetensors").unlink(), "cannot be read"),
         (cut_weights, "cannot be read"),
         (drop_a_weight, "lacks the weight quant_conv.bias"),
@@ -128,7 +127,6 @@ def drop_a_weight(folder) -> None:
         "no config",
         "config cut",
         "other class",
-        "per channel",
         "no weights",
         "weights cut",
         "weight missing",
