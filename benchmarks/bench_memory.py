@@ -1,6 +1,7 @@
 """Peak memory of a training step, computed without a GPU and without doing the step.
 
     python benchmarks/bench_memory.py configs/gspn_xl2.yaml configs/dit_xl2.yaml
+    python benchmarks/bench_memory.py configs/gspn_dit_b1_dc.yaml --latent 32x8x8
 
 The step runs on fake tensors, which have shapes but no data, under PyTorch's memory tracker: weights,
 gradients, AdamW's moments and EMA in float32, activations as autocast to bf16 leaves them, under DDP.
@@ -23,12 +24,14 @@ from gspn_dit.diffusion import create_diffusion
 from gspn_dit.models import create_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-LATENT = (4, 32, 32)
+LATENT = "4x32x32"
+"""Channels, height and width of an autoencoder's latents at 256 px."""
 
 
-def peak_of_step(config: Config) -> dict[str, float]:
+def peak_of_step(config: Config, latent: tuple[int, int, int]) -> dict[str, float]:
     """Parameters in millions and peak memory in GB of a step with `micro_batch` images in each forward."""
     settings = {key: value for key, value in vars(config.model).items() if value is not None}
+    settings |= {"in_channels": latent[0], "input_size": latent[1]}
     batch = config.train.micro_batch or config.train.batch_size
     with FakeTensorMode():
         diffusion = create_diffusion(config.diffusion.objective)
@@ -39,7 +42,7 @@ def peak_of_step(config: Config) -> dict[str, float]:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()  # makes the moments
         optimizer.zero_grad()
-        x, noise = torch.zeros(2, batch, *LATENT)
+        x, noise = torch.zeros(2, batch, *latent)
         t, y = torch.zeros(batch), torch.zeros(batch, dtype=torch.int64)
         tracker = MemTracker()
         tracker.track_external(model, optimizer, *average)
@@ -59,8 +62,10 @@ def main() -> None:
     )
     parser.add_argument("configs", nargs="*", type=Path, help="default: every config of latents in configs/")
     parser.add_argument("--micro-batch", type=int, help="images of a forward, in place of the presets")
+    parser.add_argument("--latent", metavar="CxHxW", default=LATENT, help="latents (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
+    latent = tuple(map(int, arguments.latent.split("x")))
     paths = arguments.configs or sorted(CONFIGS.glob("*2.yaml"))
     rows = []
     print(f"{'config':<24} {'memory':<8} {'micro-batch':>11} {'recompute':>9} {'parameters':>10} {'peak':>9}")
@@ -71,7 +76,7 @@ def main() -> None:
                 train = dataclasses.replace(config.train, micro_batch=arguments.micro_batch)
                 config = dataclasses.replace(config, train=train)
             row = {"config": path.stem, "memory": preset, "micro_batch": config.train.micro_batch}
-            row |= {"recompute": config.model.checkpoint_activations, **peak_of_step(config)}
+            row |= {"recompute": config.model.checkpoint_activations, **peak_of_step(config, latent)}
             rows.append(row)
             print(
                 f"{path.stem:<24} {preset:<8} {row['micro_batch']:>11} {row['recompute']!s:>9} "

@@ -11,6 +11,7 @@ import encode_latents
 import sample
 from gspn_dit import hub
 from gspn_dit.checkpoint import latest_checkpoint, read_state
+from gspn_dit.config import load_config
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation import validation
 from gspn_dit.latents.dataset import read_manifest
@@ -50,6 +51,8 @@ def test_a_run_is_sampled_without_its_latents(image_folder, train_run, tmp_path,
     assert log_rows(run)[-1]["validation_loss"] > 0
     assert validation.main([str(run)]) == 0
     assert norm != statistics_of(held_out)
+    data, trained_on = load_config(run / "config.yaml").data, read_state(latest_checkpoint(run))["dataset"]
+    assert validation.held_out_dataset(data, trained_on).normalization == norm
     shutil.rmtree(latents)
 
     assert Request(run=str(run)).resolve().load_decoder("cpu").normalization == norm
