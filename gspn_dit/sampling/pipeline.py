@@ -6,7 +6,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderTiny,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -18,13 +20,20 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from gspn_dit.checkpoint import find_checkpoint, load_model
+from gspn_dit.checkpoint import find_checkpoint, load_model, read_state
 from gspn_dit.checks import check_finite
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion.ddpm import DDPM, STEPS
 from gspn_dit.diffusion.guidance import guided
 from gspn_dit.errors import UserError
-from gspn_dit.latents.autoencoder import LatentAutoencoder, check_channels, create_autoencoder
+from gspn_dit.latents.autoencoder import (
+    Autoencoder,
+    LatentAutoencoder,
+    create_autoencoder,
+    fit_decoder,
+    read_traits,
+)
+from gspn_dit.latents.normalization import ChannelNorm, Normalization, Scaling
 from gspn_dit.models.networks import create_model
 
 
@@ -57,16 +66,24 @@ class GSPNDiTPipeline(DiffusionPipeline):
     _optional_components: ClassVar[list[str]] = ["vae"]
 
     def __init__(
-        self, transformer: GSPNDiTModel, scheduler: SchedulerMixin, vae: AutoencoderKL | None = None
+        self,
+        transformer: GSPNDiTModel,
+        scheduler: SchedulerMixin,
+        vae: AutoencoderKL | AutoencoderTiny | AutoencoderDC | None = None,
+        channel_mean: list[float] | None = None,
+        channel_std: list[float] | None = None,
     ) -> None:
+        """`channel_mean` and `channel_std` (C,): statistics that the latents are normalised by; None: vae's scale."""
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        self.register_to_config(channel_mean=channel_mean, channel_std=channel_std)
 
     @classmethod
     def from_run(cls, run: str, *, vae: str | None = None, ema: bool = True) -> Self:
         """The pipeline of a run, checkpoint, release or hub id; `vae`: a decoder in place of the run's own.
 
-        Raises `UserError` for what is no run, and where the run does not say what decodes its latents.
+        Raises `UserError` for what is no run, where the run does not say what decodes its latents, and for a decoder
+        that does not fit them or is not of diffusers.
         """
         checkpoint = find_checkpoint(run)
         config = load_config(checkpoint / "config.yaml")
@@ -75,11 +92,11 @@ class GSPNDiTPipeline(DiffusionPipeline):
             raise UserError(f"{run} does not say what decodes its latents: give vae=HUB_ID_OR_FOLDER")
         autoencoder = create_autoencoder(name, "cpu")
         network = load_model(checkpoint, ema=ema)[0]
-        check_channels(autoencoder, network.in_channels)
+        dataset = read_state(checkpoint).get("dataset", {})
+        fit_decoder(autoencoder, dataset, channels=network.in_channels, size=network.input_size)
         transformer = GSPNDiTModel(settings=network.config)
         transformer.network.load_state_dict(network.state_dict())
-        decoder = autoencoder.vae if isinstance(autoencoder, LatentAutoencoder) else None
-        return cls(transformer.eval(), default_scheduler(config), decoder)
+        return cls(transformer.eval(), default_scheduler(config), *vae_of(autoencoder))
 
     @torch.no_grad()
     def __call__(
@@ -138,7 +155,7 @@ class GSPNDiTPipeline(DiffusionPipeline):
     def latent_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width of the latents; ValueError where the pixels are no whole number of latent pixels."""
         network = self.transformer.network
-        factor = 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = 1 if self.vae is None else read_traits(self.vae, "vae").factor
         sides = [factor * network.input_size if side is None else side for side in (height, width)]
         token = factor * network.settings.patch_size
         if any(side <= 0 or side % token for side in sides):
@@ -152,10 +169,30 @@ class GSPNDiTPipeline(DiffusionPipeline):
         if self.vae is None:
             pixels = x.expand(-1, 3, -1, -1)
         else:
-            config = self.vae.config
-            z = x / config.scaling_factor + (config.shift_factor or 0.0)
+            z = self.normalization.undo(x)
             pixels = self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0]
         return VaeImageProcessor().postprocess(pixels.float(), output_type=output_type)
+
+    @property
+    def normalization(self) -> Normalization:
+        """What was done to the vae's latents: by the pipeline's statistics, or by the vae's own scale."""
+        if self.config.channel_mean is not None:
+            return ChannelNorm(tuple(self.config.channel_mean), tuple(self.config.channel_std))
+        traits = read_traits(self.vae, "vae")
+        return Scaling(traits.scale, traits.shift)
+
+
+def vae_of(autoencoder: Autoencoder) -> tuple[ModelMixin | None, list[float] | None, list[float] | None]:
+    """A pipeline's vae and statistics; `UserError` for a vae that is not of diffusers, which could not be saved."""
+    if not isinstance(autoencoder, LatentAutoencoder):
+        return None, None, None
+    if not isinstance(autoencoder.vae, ModelMixin):
+        raise UserError(
+            f"autoencoder '{autoencoder.name}' is none of diffusers, and a pipeline cannot hold it: use sample.py"
+        )
+    norm = autoencoder.normalization
+    statistics = (list(norm.mean), list(norm.std)) if isinstance(norm, ChannelNorm) else (None, None)
+    return autoencoder.vae, *statistics
 
 
 def default_scheduler(config: Config) -> SchedulerMixin:

@@ -15,6 +15,7 @@ from gspn_dit.diffusion import check_sampling, create_diffusion, default_sampler
 from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder, fit_decoder
+from gspn_dit.latents.normalization import recorded
 from gspn_dit.models.networks import create_model
 from gspn_dit.models.settings import resolve_settings
 from gspn_dit.processes import held_for_all, on_main_process
@@ -131,7 +132,8 @@ class Resolved:
         if request.guide is None:
             return
         guide = Path(request.guide)
-        guiding = read_state(guide)["model"]
+        state = read_state(guide)
+        guiding = state["model"]
         found = {key: guiding[key] for key in GUIDE_FITS}
         found["objective"] = load_config(guide / "config.yaml").diffusion.objective
         expected = {key: model[key] for key in GUIDE_FITS} | {"objective": self.config.diffusion.objective}
@@ -140,6 +142,11 @@ class Resolved:
                 raise UserError(
                     f"--guide {guide} has {key} {found[key]}; expected {value}, as {request.run} has"
                 )
+        if recorded(state.get("dataset", {})) != recorded(self.state.get("dataset", {})):
+            raise UserError(
+                f"--guide {guide} was trained on latents normalised otherwise than those of {request.run}: give one "
+                "trained on the same latents"
+            )
         position = resolve_settings(**guiding).position
         if request.size is not None and position != "none":
             raise UserError(

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import encode_latents
@@ -16,6 +17,7 @@ from gspn_dit.errors import UserError
 from gspn_dit.evaluation import validation
 from gspn_dit.latents.dataset import read_manifest
 from gspn_dit.latents.normalization import ChannelNorm, Scaling
+from gspn_dit.sampling.pipeline import GSPNDiTPipeline
 from gspn_dit.sampling.request import Request
 from tests.latents.conftest import image_folder, save_dc, save_taef2, save_tiny, save_vae  # noqa: F401 (a fixture)
 from tests.training.run_state import log_rows
@@ -69,6 +71,28 @@ def test_a_run_is_sampled_without_its_latents(image_folder, train_run, tmp_path,
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "grid.png").read_bytes()
 
 
+def test_a_pipeline_of_diffusers_carries_the_statistics(image_folder, train_run, tmp_path):  # noqa: F811
+    latents = encode(image_folder(3), tmp_path / "latents", save_dc(tmp_path / "vae"))
+    run = train_run("run", *settings(latents, 1))
+    GSPNDiTPipeline.from_run(str(run)).save_pretrained(tmp_path / "pipeline")
+    pipe = GSPNDiTPipeline.from_pretrained(tmp_path / "pipeline")
+    assert pipe.normalization == statistics_of(latents)
+    pipe.set_progress_bar_config(disable=True)
+    x = torch.randn(2, 8, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = (pipe.decode(x, "np") * 255).round()
+    expected = Request(run=str(run)).resolve().load_decoder("cpu").decode(x)
+    assert found.shape == (2, 64, 64, 3) and abs(found - expected.numpy()).max() <= 1
+    assert pipe([0], num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
+
+
+def test_a_pipeline_cannot_hold_taef2(image_folder, train_run, tmp_path):  # noqa: F811
+    latents = encode(image_folder(3), tmp_path / "latents", save_taef2(tmp_path / "vae"))
+    run = train_run("run", *settings(latents, 2))
+    with pytest.raises(UserError, match=r"is none of diffusers, .* use sample.py"):
+        GSPNDiTPipeline.from_run(str(run))
+
+
 @pytest.fixture
 def tiny_run(image_folder, train_run, tmp_path) -> Path:  # noqa: F811
     """A run on the latents of an AutoencoderTiny, in tmp_path/vae."""
@@ -98,6 +122,13 @@ def test_what_does_not_fit_a_run_is_one_line(tiny_run, tmp_path):
     del state["dataset"]["channel_std"]
     path.write_text(json.dumps(state))
     assert "state.json: no channel_std, by which its latents are normalised" in refused(tiny_run, tmp_path)
+
+
+def test_a_guide_trained_on_latents_normalised_otherwise_is_refused(tiny_run, train_run, tmp_path):
+    other = train_run("other", *settings(tmp_path / "latents", 2, "data.normalization=scale"))
+    said = refused(tiny_run, tmp_path, "--guide", str(other))
+    assert "normalised otherwise than those of" in said and "--guide" in said
+    assert sample.main([str(tiny_run), "--guide", str(tiny_run), *DRAWN, str(tmp_path / "grid.png")]) == 0
 
 
 def test_a_run_goes_on_with_the_statistics_that_it_began_with(tiny_run, train_run, tmp_path):
