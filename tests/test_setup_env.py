@@ -79,6 +79,7 @@ def test_cuda_after_cpu_wheels_replaces_torch(root, monkeypatch, cuda, installed
     if removed:
         first = next(line for line in commands if " -m pip " in line)
         assert first.endswith("torch torchvision") and " uninstall --yes " in first
+    assert " -m compileall " in commands[-1]
     assert setup_env.STAMP.read_text().endswith(f"cuda={cuda}\n")
 
 
