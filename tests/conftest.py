@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: every test runs on the CPU; a GPU only adds a parameter."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import yaml
 from gspn_dit.config import load_config
 from gspn_dit.training.trainer import train
 from ops.library import BACKENDS
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and the tests' own processes would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEVICES = ["cpu", *(["cuda"] if "cuda" in BACKENDS and torch.cuda.is_available() else [])]
 
