@@ -102,6 +102,11 @@ class DDPM:
 
         return supervised(model, x_t, t, y, self.auxiliary_weight, terms)
 
+    def estimate(self, x: torch.Tensor, t: float, prediction: torch.Tensor) -> torch.Tensor:
+        """x_0 (B, C, H, W) by a prediction (B, 2C, H, W) at x_t: arXiv 2006.11239, eq. 15."""
+        eps, step = prediction[:, : x.shape[1]], int(t)
+        return (x - float(self.schedule.noise[step]) * eps) / float(self.schedule.signal[step])
+
     def interval(self, low: float, high: float) -> tuple[float, float]:
         """The first and the last step at which noise / signal is in (low, high]."""
         ratio = self.schedule.noise / self.schedule.signal

@@ -121,6 +121,10 @@ class Flow:
             loss = loss - self.contrastive_weight * terms["contrastive"]
         return {"loss": loss, "mse": mse, **terms}
 
+    def estimate(self, x: torch.Tensor, t: float, prediction: torch.Tensor) -> torch.Tensor:
+        """x_0 by a prediction at x_t, both (B, C, H, W): where its straight path ends."""
+        return x - t * prediction
+
     def interval(self, low: float, high: float) -> tuple[float, float]:
         """The times t at which noise / signal, t / (1 - t), is between `low` and `high`."""
         return round(low / (1 + low), 6), round(high / (1 + high), 6)

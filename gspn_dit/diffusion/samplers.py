@@ -17,6 +17,7 @@ from gspn_dit.random import SAMPLE, generator
 
 NoiseSource = Callable[[int], torch.Tensor]
 Tick = Callable[[], object]
+Watch = Callable[[torch.Tensor], object]
 
 
 def spaced_steps(steps: int) -> list[int]:
@@ -172,6 +173,7 @@ def sample(
     guide: nn.Module | None = None,
     guide_scale: float | None = None,
     progress: Callable[[], object] | None = None,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """Sample images of the classes y.
 
@@ -188,6 +190,7 @@ def sample(
         guide: another model of the same data, worse, to guide by; then cfg_scale and internal_guidance are 1.
         guide_scale: scale of the guidance by `guide`, which takes one.
         progress: called without arguments after every step.
+        watch: called with what each model call takes the data to be, (B, C, H, W) float32: a picture in the making.
 
     Returns:
         (B, C, H, W) float32 on the device of y, not clamped.
@@ -218,6 +221,8 @@ def sample(
     def watched(x: torch.Tensor, t: float) -> torch.Tensor:
         prediction = predict(x, t)
         finite.append((t, prediction.flatten(1).isfinite().all(dim=1)))
+        if watch is not None:
+            watch(diffusion.estimate(x, t, prediction))
         return prediction
 
     schedule = diffusion.schedule if diffusion.objective == "ddpm" else None

@@ -11,6 +11,7 @@ from torch import nn
 from gspn_dit.checks import NotFinite, check_labels
 from gspn_dit.config import Config
 from gspn_dit.diffusion import check_sampling, create_diffusion, keyed_noise, sample
+from gspn_dit.diffusion.samplers import Watch
 from gspn_dit.errors import NonFiniteError
 from gspn_dit.latents.autoencoder import Autoencoder
 from gspn_dit.processes import progress_bar
@@ -48,6 +49,7 @@ def sample_latents(
     batch_size: int,
     device: torch.device | str,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Sample batch by batch, as `generate` does, without decoding.
 
@@ -89,6 +91,7 @@ def sample_latents(
                     guide=guide,
                     guide_scale=guide_scale,
                     progress=functools.partial(bar.update, len(y)),
+                    watch=watch,
                 )  # (b, C, h, w)
             yield numbers, y, latents
 
@@ -115,7 +118,8 @@ def generate(
             size: height and width of the latents, other than those trained on: for a model without positions;
             batch_size: images sampled at once: decides memory and speed, not results;
             device: where the model is;
-            progress: show a bar on stderr.
+            progress: show a bar on stderr;
+            watch: sees the latents in the making, see `gspn_dit.diffusion.sample`.
 
     Yields:
         (b,) int64 indices and their images (b, H, W, 3) uint8, on the CPU, in the order asked for.

@@ -1,5 +1,6 @@
 """Grids of samples: a picture in which a row is a class."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -68,18 +69,28 @@ def save_grid(images: torch.Tensor | np.ndarray, rows: int, path: str | Path) ->
 
     Its folder is made.
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"images: expected (n, H, W, 3) uint8, got {images.shape} {images.dtype}")
-    if rows < 1 or len(images) == 0 or len(images) % rows:
-        raise ValueError(f"rows is {rows}; expected a divisor of the {len(images)} images")
-    columns = len(images) // rows
-    height, width = (length + GRID_BORDER for length in images.shape[1:3])
-    canvas = np.zeros((rows * height + GRID_BORDER, columns * width + GRID_BORDER, 3), dtype=np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * height + GRID_BORDER, i % columns * width + GRID_BORDER
-        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    canvas = arrange(images, rows)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         Image.fromarray(canvas).save(file, format="PNG")
+
+
+def arrange(images: torch.Tensor | np.ndarray, rows: int | None = None) -> np.ndarray:
+    """Images (n, H, W, 3) uint8 as one (h, w, 3), row after row; without `rows`, about as wide as high.
+
+    Of n images that fill no rectangle the last row is filled up in black.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"images: expected (n, H, W, 3) uint8, got {images.shape} {images.dtype}")
+    if rows is not None and (rows < 1 or len(images) == 0 or len(images) % rows):
+        raise ValueError(f"rows is {rows}; expected a divisor of the {len(images)} images")
+    columns = len(images) // rows if rows else math.ceil(math.sqrt(len(images)))
+    height, width = (length + GRID_BORDER for length in images.shape[1:3])
+    rows = math.ceil(len(images) / columns)
+    canvas = np.zeros((rows * height + GRID_BORDER, columns * width + GRID_BORDER, 3), dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * height + GRID_BORDER, i % columns * width + GRID_BORDER
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas

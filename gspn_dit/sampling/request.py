@@ -12,6 +12,7 @@ from torch import nn
 from gspn_dit.checkpoint import find_checkpoint, load_model, parts_of_run, read_state, weights_name
 from gspn_dit.config import Config, load_config
 from gspn_dit.diffusion import check_sampling, create_diffusion, default_sampler
+from gspn_dit.diffusion.samplers import Watch
 from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder, fit_decoder
@@ -253,6 +254,7 @@ class Resolved:
         indices: torch.Tensor,
         device: torch.device,
         progress: bool = True,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """`gspn_dit.sampling.generation.generate` with the request's choices, and its guide loaded."""
         request = self.request
@@ -274,6 +276,7 @@ class Resolved:
             batch_size=request.batch_size,
             device=device,
             progress=progress,
+            watch=watch,
         )
 
 
