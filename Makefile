@@ -2,9 +2,9 @@
 #   make train          set up, build the scan, train the demo (or CONFIG=...), sample and score
 #   make test           set up and run the tests
 #   make experiments    test the paper's claims (SCALE=cpu or gpu), and write docs/experiments.md
-# Settings: CUDA=0 leaves out the CUDA compiler; PYTHON names the Python that makes .venv.
+# Settings: CUDA=1 installs the CUDA compiler, CUDA=0 leaves it out (neither: with it where there is an NVIDIA GPU, and
+# for the tests, which read its machine code); PYTHON names the Python that makes .venv.
 PYTHON ?= python3
-CUDA ?= 1
 CONFIG ?= configs/demo.yaml
 RUN ?= runs/demo
 SCALE ?= cpu
@@ -15,8 +15,10 @@ LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --config_file configs/acceler
 
 .PHONY: setup build train compare sample eval leaderboard golden-eval golden-dit experiments test test-all gpu-check bench lint format
 
+test test-all: CUDA ?= 1
+
 setup:
-	@$(PYTHON) setup_env.py --cuda $(CUDA)
+	@$(PYTHON) setup_env.py --cuda $(or $(CUDA),auto)
 	@$(PY) ops/build.py --cuda $(if $(filter 0,$(CUDA)),off,auto)
 
 build: setup

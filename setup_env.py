@@ -37,10 +37,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--cuda", choices=("0", "1"), default="1", help="0: no CUDA compiler, CPU wheels of torch"
+        "--cuda",
+        choices=("auto", "0", "1"),
+        default="auto",
+        help="0: no CUDA compiler, CPU wheels of torch; auto: 1 where there is an NVIDIA GPU (default)",
     )
-    cuda = parser.parse_args().cuda == "1"
+    asked = parser.parse_args().cuda
+    cuda = asked == "1" or (asked == "auto" and has_gpu())
     wanted = fingerprint(cuda)
+    if asked == "auto" and not cuda and not STAMP.exists():
+        print("no NVIDIA GPU here: leaving out the CUDA compiler (`make setup CUDA=1` installs it)")
     if STAMP.exists() and satisfied(STAMP.read_text(), wanted):
         return 0
     problem = missing() or foreign()
@@ -66,6 +72,11 @@ def main() -> int:
         )
     STAMP.write_text(wanted)
     return 0
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver is here; /dev/dxg is that of Windows, seen from within it."""
+    return any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg"))) or shutil.which("nvidia-smi") is not None
 
 
 def fail(message: str) -> int:

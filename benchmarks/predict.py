@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     if "cuda" not in BACKENDS:
-        raise UserError("the library has no CUDA kernels: build them with `make setup` (CUDA=1)")
+        raise UserError("the library has no CUDA kernels: build them with `make setup CUDA=1`")
     kernels = read_report()
     rows = []
     for shape in [*model_shapes(), WIDE_MAP]:

@@ -2,7 +2,7 @@
 
 For every kernel and architecture: whether the copies of its ring are in the loop over the lines and how many groups of
 them the wait leaves in flight, instructions an item, wide stores torn apart, spills. Needs cuobjdump and nvdisasm of
-the version of the compiler that built the library (`make setup` installs both). `--write` keeps the counts of
+the version of the compiler that built the library (`make setup CUDA=1` installs both). `--write` keeps the counts of
 benchmarks/results/sass.json, which the tests hold later builds to.
 
 An item is one warp's step over one position. Its instructions are those from the label to the backward branch of the
@@ -212,11 +212,11 @@ def tools() -> tuple[Path, Path]:
     """cuobjdump and nvdisasm of the compiler that built the library; UserError where they are not there."""
     record = build.read_record(LIBRARY.with_name("build.json"))
     if "cuda" not in record.get("backends", []):
-        raise UserError("the library has no CUDA kernels: build them with `make setup` (CUDA=1)")
+        raise UserError("the library has no CUDA kernels: build them with `make setup CUDA=1`")
     bin_ = next(build.torch_folder().parent.glob("nvidia/cu*/bin"), Path("/nowhere"))
     found = (bin_ / "cuobjdump", bin_ / "nvdisasm")
     if not all(tool.exists() for tool in found):
-        raise UserError("cuobjdump and nvdisasm are not installed: `make setup` (CUDA=1) installs them")
+        raise UserError("cuobjdump and nvdisasm are not installed: `make setup CUDA=1` installs them")
     version = build.nvcc_version(found[1])
     if version != record["nvcc"]:
         raise UserError(f"the library is built with nvcc {record['nvcc']}, and nvdisasm is of {version}")

@@ -83,6 +83,25 @@ def test_cuda_after_cpu_wheels_replaces_torch(root, monkeypatch, cuda, installed
     assert setup_env.STAMP.read_text().endswith(f"cuda={cuda}\n")
 
 
+@pytest.mark.parametrize(("devices", "cuda"), [({"/dev/nvidiactl"}, 1), ({"/dev/dxg"}, 1), (set(), 0)])
+def test_the_compiler_comes_where_there_is_a_gpu(root, monkeypatch, devices, cuda):
+    """Asked for nothing; a set-up with the compiler, made before, is left as it is."""
+    monkeypatch.setattr(setup_env.shutil, "which", lambda name: None if name == "nvidia-smi" else name)
+    exists = setup_env.os.path.exists
+    monkeypatch.setattr(
+        setup_env.os.path, "exists", lambda path: path in devices if "/dev/" in str(path) else exists(path)
+    )
+    parts = []
+    monkeypatch.setattr(setup_env, "reachable", lambda _: False)
+    monkeypatch.setattr(setup_env, "room_for", lambda wanted: parts.append(wanted))
+    assert main(monkeypatch, "auto") == 1
+    assert ("the CUDA compiler" in parts[0]) == cuda
+    (root / ".venv").mkdir()
+    setup_env.STAMP.write_text(setup_env.fingerprint(True))
+    assert main(monkeypatch, "auto") == 0
+    assert len(parts) == 1
+
+
 def test_a_virtual_environment_of_others_is_not_removed(root, monkeypatch, capsys):
     """One without pip, as uv makes them, looks like one that an interruption left broken."""
     (root / ".venv").mkdir()
