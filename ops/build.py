@@ -86,7 +86,9 @@ def arrange_wheel(wheel: Path, home: Path) -> Path:
     (home / "lib64").mkdir(parents=True, exist_ok=True)
     runtime = next((wheel / "lib").glob("libcudart.so.*"), None)
     if runtime is None:
-        raise BuildError(f"{wheel}/lib has no libcudart: reinstall the CUDA compiler with `make setup CUDA=1`")
+        raise BuildError(
+            f"{wheel}/lib has no libcudart: reinstall the CUDA compiler with `make setup CUDA=1`"
+        )
     links = {
         home / name: wheel / name for name in ("bin", "include", "nvvm", "cccl") if (wheel / name).exists()
     }
@@ -239,7 +241,9 @@ def build(out: Path, scratch: Path, cuda: str) -> dict:
     """Build the library in `out` and return what was built, as `python -m ops` prints it."""
     cuda_home = None if cuda == "off" else find_cuda(scratch)
     if cuda == "required" and cuda_home is None:
-        raise BuildError("no CUDA compiler for this torch: run `make setup CUDA=1`, or set CUDA_HOME to a toolkit")
+        raise BuildError(
+            "no CUDA compiler for this torch: run `make setup CUDA=1`, or set CUDA_HOME to a toolkit"
+        )
     commands = compile_commands(cuda_home)
     torch_version, torch_cuda = torch_versions()
     info = {

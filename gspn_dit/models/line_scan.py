@@ -10,6 +10,8 @@ from ops import gated_merge, gspn_scan
 from ops.reference import missing_neighbours
 
 DIRECTIONS = ("right", "left", "down", "up")
+EVERY = slice(None)
+"""The part that all directions are."""
 
 
 class LineScan(nn.Module):
@@ -24,9 +26,7 @@ class LineScan(nn.Module):
         width, rank, gains = settings.width, settings.bottleneck, settings.gain_groups
         self.width, self.groups, self.segment = width, settings.groups, segment
         self.normalization, self.norm, self.gate = settings.normalization, settings.norm, settings.gate
-        self.passes = (
-            (slice(0, None),) if settings.scan_order == "parallel" else (slice(0, 2), slice(2, None))
-        )
+        self.passes = (EVERY,) if settings.scan_order == "parallel" else (slice(0, 2), slice(2, None))
         scans = settings.scan == "lines" and segment is not None
         self.bottleneck = nn.Linear(width, rank, bias=False)
         # One projection per map, not one that is split: so each map is contiguous, as the scan needs it.
@@ -68,13 +68,13 @@ class LineScan(nn.Module):
         for part in self.passes:
             if part.start:  # what the columns carried, so that the rows' product is of no higher degree
                 y = normalize(y, self.norm)
-            h = self._scan(y, lam[..., part, :], None if weights is None else weights[:, :, :, part], part)
+            h = self._scan(y, _part(lam, part), None if weights is None else _part(weights, part), part)
             y = self._merge(h, x, z, part)  # (B, H, W, C)
         return y if self.to_gate is None else y * self._channels(self.to_gate(z))
 
-    def _maps(self, projection: nn.Module, z: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+    def _maps(self, projection: nn.Module, z: torch.Tensor, part: slice = EVERY) -> torch.Tensor:
         """(B, H, W, R) -> (B, H, W, k, C), for the directions of a part."""
-        return self._channels(projection(z).unflatten(-1, (len(DIRECTIONS), -1)))[..., part, :]
+        return _part(self._channels(projection(z).unflatten(-1, (len(DIRECTIONS), -1))), part)
 
     def _weighted(self, projection: nn.Module, z: torch.Tensor, part: slice) -> torch.Tensor:
         """m_k times the maps of a part's directions (B, H, W, k, C); the maps alone without merge weights.
@@ -134,6 +134,11 @@ class LineScan(nn.Module):
         return (
             maps if maps.shape[-1] == self.width else maps.repeat_interleave(self.width // maps.shape[-1], -1)
         )
+
+
+def _part(maps: torch.Tensor, part: slice) -> torch.Tensor:
+    """Maps (B, H, W, K, ...) of some directions; of all of them the very tensor, not a view that costs a call."""
+    return maps if part == EVERY else maps[:, :, :, part]
 
 
 class ForgetGate(nn.Linear):

@@ -17,6 +17,7 @@ class Latents:
 
     identity = "latents"
     factor = 1
+    channels = 1
 
     def decode(self, z):
         return z
