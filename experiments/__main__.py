@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from experiments import kernel, mixers_plan, propagation, reach, report, throughput, untrained
+from experiments import kernel, mixers_plan, mixers_scores, propagation, reach, report, throughput, untrained
 from experiments.mixers_plan import STUDIES, mixer_runs, study_folder
 from experiments.mixers_run import check_same_images
 from experiments.plan import CHECKS, EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
@@ -145,6 +145,7 @@ def run_mixers(
         check_same_images(waiting, results)
         failed = run_all(runs, results, work, workers)
         reach.measure(study, runs, results, work)
+        mixers_scores.measure(study, runs, results, work)
         return failed
     if arguments.only:
         raise errors.UserError(problem)

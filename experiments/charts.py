@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from experiments import kernel
@@ -175,4 +176,16 @@ def draw_reach(record: dict[str, Any], path: Path) -> None:
             f"{row['network']}, t = {row['t']:g}: half within {row['median_distance']:.1f}", fontsize=8
         )
     figure.colorbar(image, ax=panels, label="share of the gradient", shrink=0.8)
+    save(figure, path)
+
+
+def draw_samples(pictures: list[tuple[str, Path]], path: Path) -> None:
+    """Grids of samples side by side."""
+    figure = Figure(figsize=(4 * len(pictures), 5.2), layout="constrained")
+    for axes, (label, file) in zip(
+        figure.subplots(1, len(pictures), squeeze=False)[0], pictures, strict=True
+    ):
+        axes.imshow(imread(file), interpolation="none")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(label, fontsize=9)
     save(figure, path)

@@ -170,6 +170,8 @@ class Study:
     screening_images: int
     batch_size: int
     validation_images: int
+    samples: int
+    """Of a final of the first grid, scored where the extra `photographs` is installed."""
     train: dict[str, Any]
     seeds: tuple[int, ...]
     milliseconds_per_image: float
@@ -187,6 +189,7 @@ STUDIES = {
         screening_images=24_000,
         batch_size=32,
         validation_images=1024,
+        samples=2000,
         train={"learning_rate": 2e-3, "warmup_steps": 50, "ema_decay": 0.995},
         seeds=SEEDS,
         milliseconds_per_image=13.0,
@@ -200,6 +203,7 @@ STUDIES = {
         screening_images=8,
         batch_size=4,
         validation_images=6,
+        samples=20,
         train={"learning_rate": 2e-3, "warmup_steps": 1, "ema_decay": 0.5},
         seeds=(0,),
         milliseconds_per_image=1.0,

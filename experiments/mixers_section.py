@@ -1,7 +1,7 @@
 """The report's section on the mixer: what the scan is worth, by noise and by grid, and what each design changes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from experiments.mixers_plan import (
     mixer_runs,
     study_folder,
 )
+from experiments.mixers_scores import score_path
 from experiments.sections import MISSING, Section, show, table
 from experiments.summary import Setting, load_json, load_settings
 from gspn_dit.evaluation.validation import BANDS, Losses, paired_difference, times
@@ -58,6 +59,10 @@ TARGETS = (
 )
 
 
+KID_SHARE = 0.7
+"""The winner's KID over DiT's, at most."""
+
+
 @dataclass(frozen=True)
 class Mixers:
     """The study's results."""
@@ -66,6 +71,10 @@ class Mixers:
     settings: dict[str, Setting]
     reach: dict[str, Any] | None = None
     """What one output token sees, of `experiments.reach`."""
+    scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Variant -> scores of its samples for each seed, of `experiments.mixers_scores`."""
+    samples: list[tuple[str, Path]] = field(default_factory=list)
+    """Pictures of samples: of which network, and the file."""
 
     def final(self, kind: int, name: str) -> Setting | None:
         return self.settings.get(f"{self.kinds()[kind]}-{name}")
@@ -83,7 +92,29 @@ def load_mixers(scale: str, results: Path) -> Mixers | None:
         return None
     runs = {run.name: run.key for run in mixer_runs(STUDIES[scale])}
     folder = study_folder(results)
-    return Mixers(STUDIES[scale], load_settings(folder, runs), load_json(folder / "reach.json"))
+    scores: dict[str, list[dict[str, Any]]] = {}
+    for run in mixer_runs(STUDIES[scale]):
+        found = load_json(score_path(folder, run))
+        if found is not None and found["settings"]["run"] == run.key:
+            scores.setdefault(run.variant, []).append(found)
+    return Mixers(
+        STUDIES[scale],
+        load_settings(folder, runs),
+        load_json(folder / "reach.json"),
+        scores,
+        pictures_of_samples(STUDIES[scale], folder),
+    )
+
+
+def pictures_of_samples(study: Study, results: Path) -> list[tuple[str, Path]]:
+    """The grids of samples that are there, of the finals on the first grid."""
+    prefix = final_kind(study, next(iter(study.grids)))
+    grids = sorted((results / "samples").glob(f"{prefix}-*.png"))
+    found = {
+        design.label: [p for p in grids if p.stem.startswith(f"{prefix}-{design.name}-seed")]
+        for design in FINALS
+    }
+    return [(label, paths[0]) for label, paths in found.items() if paths]
 
 
 def losses_of(result: dict[str, Any]) -> Losses | None:
@@ -183,9 +214,57 @@ def final_table(mixers: Mixers, kind: int) -> str:
     return table((*head, "images/s, training", "the winner against it"), rows)
 
 
+def score_table(mixers: Mixers) -> str:
+    """KID and FID of the finals' samples, over the seeds; "" before any is measured."""
+    rows = []
+    for design in FINALS:
+        found = mixers.scores.get(f"{mixers.kinds()[0]}-{design.name}", [])
+        if found:
+            shown = [spread([each[key] for each in found]) for key in ("kid", "fid")]
+            rows.append([design.label, str(len(found)), *shown])
+    if not rows:
+        return ""
+    real = next(iter(mixers.scores.values()))[0]
+    rows.append(
+        [
+            "half of the held-out images",
+            "",
+            f"{real['kid_real_halves']:.4f}",
+            f"{real['fid_real_halves']:.1f}",
+        ]
+    )
+    head = f"{mixers.study.samples:,} unguided samples against the held-out images"
+    return table((head, "seeds", "KID", "FID"), rows)
+
+
+def judge_scores(mixers: Mixers) -> tuple[int, str]:
+    """As `judge`, of the winner's KID over DiT's, seed by seed."""
+    winner, dit = (
+        {
+            each["settings"]["seed"]: each["kid"]
+            for each in mixers.scores.get(f"{mixers.kinds()[0]}-{name}", [])
+        }
+        for name in ("winner", "dit")
+    )
+    ratios = [winner[seed] / dit[seed] for seed in winner if seed in dit]
+    what = f"KID of samples, the winner's over DiT's: {spread(ratios) if ratios else MISSING}"
+    wanted = f"meant: at most {KID_SHARE}"
+    if len(ratios) < len(mixers.study.seeds):
+        return 1, f"{what}, {len(ratios)} of {len(mixers.study.seeds)} seeds ({wanted})"
+    met = sum(ratios) / len(ratios) <= KID_SHARE
+    return (2, f"met: {what}") if met else (0, f"**missed**: {what} ({wanted})")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range."""
+    mean = f"{sum(values) / len(values):.4g}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.4g} to {max(values):.4g})"
+
+
 def verdicts(mixers: Mixers) -> list[str]:
     """Each target, missed ones first, then those that are not measured, then those met."""
-    found = sorted((judge(mixers, target) for target in TARGETS), key=lambda pair: pair[0])
+    judged = [*(judge(mixers, target) for target in TARGETS), judge_scores(mixers)]
+    found = sorted(judged, key=lambda pair: pair[0])
     return [text for _, text in found]
 
 
@@ -274,8 +353,12 @@ def mixers_section(mixers: Mixers, folder: Path) -> Section:
     if mixers.reach:
         charts.draw_reach(mixers.reach, folder / "mixers-reach.png")
         pictures.append("mixers-reach.png")
+    if mixers.samples:
+        charts.draw_samples(mixers.samples, folder / "mixers-samples.png")
+        pictures.append("mixers-samples.png")
     found = percent(share_by_seed(mixers.final(0, "winner"), mixers.final(0, "no-scan"), "loss"))
     tables = [final_table(mixers, kind) for kind in range(len(mixers.study.grids))]
+    tables += filter(None, [score_table(mixers)])
     tables += [screening_table(mixers, group) for group in SCREENING]
     return Section(
         "mixers",

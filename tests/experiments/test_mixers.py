@@ -235,7 +235,7 @@ def answers(text):
 def test_targets_turn_with_the_numbers_and_misses_come_first(section):
     good, bad = answers(section(GOOD, "good")), answers(section(ALL, "bad"))
     assert "-10.0% (-10.0% to -10.0%) of the loss" in good[0]
-    assert len(good) == 12 and not [line for line in good if "missed" in line]
+    assert len(good) == 13 and not [line for line in good if "missed" in line]
     missed = [line for line in bad if "**missed**" in line]
     assert bad[1 : 1 + len(missed)] == missed and len(missed) == 4
     assert (
