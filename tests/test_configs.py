@@ -8,6 +8,7 @@ import yaml
 
 from eval_fid import parse_arguments
 from gspn_dit.config import load_config
+from gspn_dit.models.costs import model_costs
 from gspn_dit.models.settings import MODEL_NAMES, resolve_settings
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +18,7 @@ LATENTS = [path for path in CONFIGS if load_config(path).data.kind == "latents"]
 
 def test_the_paper_s_experiment_is_there():
     named = {"gspn_b2", "gspn_l2", "gspn_xl2", "gspn_dit_b2", "gspn_dit_xl2", "dit_xl2", "demo", "demo_dit"}
-    named |= {"cifar10", "cifar10_cpu"}
+    named |= {"cifar10", "cifar10_cpu", "dit_xl2_recipe"}
     assert named <= {path.stem for path in CONFIGS}
 
 
@@ -26,18 +27,46 @@ def test_config_is_valid(path):
     config = load_config(path)
     assert config.model.name in MODEL_NAMES
     assert Path(config.run_dir).name == path.stem
-    resolve_settings(**{key: value for key, value in vars(config.model).items() if value is not None})
+    resolve_settings(**settings_of(config))
 
 
 @pytest.mark.parametrize("path", LATENTS, ids=lambda path: path.stem)
 def test_config_says_what_to_expect(path):
+    """102.4 million images each: 80 epochs, at which most is published."""
     comment = path.read_text().split("run_dir:")[0]
-    for word in ("Budget: 400,000 steps of 256 images", "FID", "Expected memory per GPU"):
+    config = load_config(path)
+    steps, batch = config.train.steps, config.train.batch_size
+    assert (config.train.precision, steps * batch) == ("bf16", 102_400_000)
+    for word in (f"Budget: {steps:,} steps of {batch:,} images", "FID", "Expected memory per GPU"):
         assert word in comment
     for preset in ("80gb", "40gb"):
         config = load_config(path, [f"train.memory={preset}"])
         assert config.train.micro_batch == config.memory_presets[preset].micro_batch
-    assert (config.train.precision, config.train.steps, config.train.batch_size) == ("bf16", 400_000, 256)
+
+
+def test_new_gspn_dits_have_the_study_s_block_and_flow():
+    """By keys of their own: a configuration without them means what it meant."""
+    for path in CONFIGS:
+        config = load_config(path)
+        if config.model.name.startswith("GSPN-DiT"):
+            assert (config.model.local_path, config.model.conv_init) == ("modulated", "identity"), path
+            assert config.diffusion.objective == "flow"
+    old = resolve_settings("GSPN-DiT-B/2")
+    assert (old.local_path, old.conv_init) == ("none", "random")
+
+
+def test_the_networks_that_are_compared_have_as_many_parameters():
+    demos = [load_config(ROOT / "configs" / name) for name in ("demo.yaml", "demo_dit.yaml")]
+    pixels = {"in_channels": 1, "num_classes": 10, "learn_sigma": False}
+    counts = [model_costs(**settings_of(demo), **pixels).parameters for demo in demos]
+    assert counts[0] == pytest.approx(counts[1], rel=0.01)
+    sizes = {name: load_config(ROOT / "configs" / f"{name}.yaml") for name in ("gspn_dit_xl2", "dit_xl2")}
+    counts = [model_costs(**settings_of(config)).parameters for config in sizes.values()]
+    assert counts[0] == pytest.approx(counts[1], rel=0.03)
+
+
+def settings_of(config) -> dict:
+    return {key: value for key, value in vars(config.model).items() if value is not None}
 
 
 @pytest.mark.parametrize("name", ["ddp.yaml", "fsdp2.yaml"])
