@@ -14,7 +14,7 @@ _ENTRY = re.compile(
     re.S,
 )
 _NAME = re.compile(
-    r"(scan_forward|scan_backward|sum_parts|merge_forward|merge_backward)_kernel"
+    r"((?:scan|mix|merge)_(?:forward|backward)|sum_parts)_kernel"
     r"I(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb(\d)ELb(\d)ELb(\d)E)?"
 )
 
@@ -23,7 +23,7 @@ class Kernel(NamedTuple):
     """One kernel for one architecture."""
 
     architecture: str
-    pass_: str  # scan_forward, scan_backward, sum_parts, merge_forward or merge_backward
+    pass_: str  # scan_, mix_ or merge_forward or _backward, or sum_parts
     dtype: str
     vector: int  # channels in a thread
     grouped: bool  # channels share logits

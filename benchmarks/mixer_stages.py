@@ -11,7 +11,7 @@ from torch import nn
 from gspn_dit.models import line_scan, mixers
 from gspn_dit.models.basics import normalize, relu_squared
 from gspn_dit.models.line_scan import DIRECTIONS
-from ops import gated_merge, gspn_scan
+from ops import gated_merge, gspn_mix, gspn_scan
 
 FORMULA = ", as a formula"  # ends the names of what the mixer did before in several passes
 
@@ -32,6 +32,12 @@ def merge_by_formula(h: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return (u * h).sum(-2)
 
 
+def mix_by_formula(
+    x: torch.Tensor, lam: torch.Tensor, logits: torch.Tensor, u: torch.Tensor, *settings
+) -> torch.Tensor:
+    return merge_by_formula(gspn_scan(x, lam, logits, *settings), u)
+
+
 def relu_squared_by_formula(x: torch.Tensor) -> torch.Tensor:
     return F.relu(x).square()
 
@@ -39,12 +45,12 @@ def relu_squared_by_formula(x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def by_formula() -> Iterator[None]:
     """Every mixer as before its passes over memory were joined."""
-    joined = line_scan.gated_merge, mixers.relu_squared
-    line_scan.gated_merge, mixers.relu_squared = merge_by_formula, relu_squared_by_formula
+    joined = line_scan.gspn_mix, mixers.relu_squared
+    line_scan.gspn_mix, mixers.relu_squared = mix_by_formula, relu_squared_by_formula
     try:
         yield
     finally:
-        line_scan.gated_merge, mixers.relu_squared = joined
+        line_scan.gspn_mix, mixers.relu_squared = joined
 
 
 def mixer_stages(mixer: nn.Module, x: torch.Tensor) -> list[Stage]:
@@ -72,10 +78,13 @@ def mixer_stages(mixer: nn.Module, x: torch.Tensor) -> list[Stage]:
     maps = add("lam, u and logits", project, z, core.to_lam.weight, core.to_u.weight, core.to_logits.weight)
     lam, u = (tensor.unflatten(-1, (directions, -1)) for tensor in maps[:2])
     logits = maps[2].unflatten(-1, (directions, 3, -1))
-    h = add("scan", lambda *inputs: gspn_scan(*inputs, segment=core.segment), b, lam, logits)
-    y = add("gate and merge", gated_merge, h, u)
-    add("gate and merge" + FORMULA, merge_by_formula, h, u)
-    c = add("1x1 mid", F.linear, add("norm", normalize, y), mixer.proj_mid.weight)
+    mix = add(
+        "scan, gate and merge", lambda *inputs: gspn_mix(*inputs, segment=core.segment), b, lam, logits, u
+    )
+    h = add("scan alone", lambda *inputs: gspn_scan(*inputs, segment=core.segment), b, lam, logits)
+    add("merge alone", gated_merge, h, u)
+    add("merge alone" + FORMULA, merge_by_formula, h, u)
+    c = add("1x1 mid", F.linear, add("norm", normalize, mix), mixer.proj_mid.weight)
     d = add("depthwise 3x3", convolve(mixer.conv_mid), c, *mixer.conv_mid.parameters())
     e = add("relu squared", relu_squared, d)
     add("relu squared" + FORMULA, relu_squared_by_formula, d)

@@ -29,7 +29,9 @@ from ops import build  # noqa: E402
 LIBRARY = ROOT / "ops" / "lib" / build.LIBRARY_NAME
 RESULTS = ROOT / "benchmarks" / "results" / "sass.json"
 
-_NAME = re.compile(r"scan_(forward|backward)_kernelI(f|13__nv_bfloat16|6__half)Li(\d+)ELb(\d)ELb(\d)ELb(\d)E")
+_NAME = re.compile(
+    r"(scan|mix)_(forward|backward)_kernelI(f|13__nv_bfloat16|6__half)Li(\d+)ELb(\d)ELb(\d)ELb(\d)E"
+)
 _SECTION = re.compile(r"^\.text\.(\S+):")
 _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\S*)\s*(.*?)\s*;")
@@ -59,7 +61,7 @@ class Function(NamedTuple):
 class Kernel(NamedTuple):
     """Which scan a function is."""
 
-    pass_: str  # forward or backward
+    pass_: str  # forward or backward, or, read out on the spot, mix_forward or mix_backward
     dtype: str
     vector: int
     grouped: bool
@@ -94,7 +96,8 @@ def kernel_of(name: str) -> Kernel | None:
     found = _NAME.search(name)
     if not found:
         return None
-    return Kernel(found[1], ELEMENTS[found[2]], int(found[3]), *(found[i] == "1" for i in (4, 5, 6)))
+    pass_ = found[2] if found[1] == "scan" else f"mix_{found[2]}"
+    return Kernel(pass_, ELEMENTS[found[3]], int(found[4]), *(found[i] == "1" for i in (5, 6, 7)))
 
 
 def target(function: Function, instruction: Instruction) -> int | None:

@@ -1,7 +1,15 @@
 """The GSPN line scan (arXiv 2501.12381): compiled kernels and the plain PyTorch reference. See README.md."""
 
 from ops.merge import gated_merge
-from ops.reference import gated_merge_reference, gspn_scan_reference
+from ops.mix import gspn_mix
+from ops.reference import gated_merge_reference, gspn_mix_reference, gspn_scan_reference
 from ops.scan import gspn_scan
 
-__all__ = ["gated_merge", "gated_merge_reference", "gspn_scan", "gspn_scan_reference"]
+__all__ = [
+    "gated_merge",
+    "gated_merge_reference",
+    "gspn_mix",
+    "gspn_mix_reference",
+    "gspn_scan",
+    "gspn_scan_reference",
+]

@@ -16,7 +16,21 @@ def check_arguments(
     normalization: str,
 ) -> None:
     """Raise TypeError or ValueError that names the argument, its value and what was expected."""
-    _check_tensors(x=x, lam=lam, logits=logits)
+    check_mix(x, lam, logits, None, directions, segment, normalization)
+
+
+def check_mix(
+    x: torch.Tensor,
+    lam: torch.Tensor,
+    logits: torch.Tensor,
+    u: torch.Tensor | None,
+    directions: tuple[str, ...],
+    segment: int,
+    normalization: str,
+) -> None:
+    """Raise TypeError or ValueError as `check_arguments` does; u is like lam, or None."""
+    gates = {} if u is None else {"u": u}
+    _check_tensors(x=x, lam=lam, logits=logits, **gates)
     _check_directions(directions)
     _check_shapes(x, lam, logits, len(directions))
     if isinstance(segment, bool) or not isinstance(segment, int):
@@ -27,6 +41,8 @@ def check_arguments(
         )
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization is {normalization!r}; expected one of {', '.join(NORMALIZATIONS)}")
+    if u is not None and u.shape != lam.shape:
+        raise ValueError(f"u has shape {tuple(u.shape)}; expected {tuple(lam.shape)}, the shape of lam")
 
 
 def check_merge(h: torch.Tensor, u: torch.Tensor) -> None:

@@ -79,8 +79,24 @@ def merge_backward_flops(grad_y, h, u, out_shape=None, **_) -> int:
     return 2 * prod(h)
 
 
+def mix_flops(x, lam, logits, u, directions, segment, normalization, states, out_shape=None, **_) -> int:
+    """The scan, and a product and a sum less than one for each state; without gates no products."""
+    merge = merge_flops(lam, u) if u else prod(lam) - prod(x)
+    return scan_flops(x, lam, logits, directions, segment, normalization) + merge
+
+
+def mix_backward_flops(
+    grad_y, x, lam, logits, u, h, directions, segment, normalization, out_shape=None, **_
+) -> int:
+    """The scan's, and u g and h g."""
+    scan = scan_backward_flops(lam, x, lam, logits, h, directions, segment, normalization)
+    return scan + (merge_backward_flops(grad_y, h, u) if u else 0)
+
+
 if BACKENDS:
     register_flop_formula(torch.ops.gspn.scan)(scan_flops)
     register_flop_formula(torch.ops.gspn.scan_backward)(scan_backward_flops)
     register_flop_formula(torch.ops.gspn.merge)(merge_flops)
     register_flop_formula(torch.ops.gspn.merge_backward)(merge_backward_flops)
+    register_flop_formula(torch.ops.gspn.mix)(mix_flops)
+    register_flop_formula(torch.ops.gspn.mix_backward)(mix_backward_flops)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).resolve().parent / "lib" / "libgspn.so"
-OPERATORS = ("scan", "scan_backward", "merge", "merge_backward")
+OPERATORS = ("scan", "scan_backward", "merge", "merge_backward", "mix", "mix_backward")
 
 
 def _load() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ read, not to be fast.
 import torch
 import torch.nn.functional as F
 
-from ops.arguments import DIRECTIONS, check_arguments, check_merge
+from ops.arguments import DIRECTIONS, check_arguments, check_merge, check_mix
 
 
 def gspn_scan_reference(
@@ -23,6 +23,29 @@ def gspn_scan_reference(
     Computes in float32 (float64 for float64) and rounds the result alone.
     """
     check_arguments(x, lam, logits, directions, segment, normalization)
+    return _states(x, lam, logits, directions, segment, normalization).to(x.dtype)
+
+
+def gspn_mix_reference(
+    x: torch.Tensor,
+    lam: torch.Tensor,
+    logits: torch.Tensor,
+    u: torch.Tensor | None = None,
+    directions: tuple[str, ...] = DIRECTIONS,
+    segment: int = 0,
+    normalization: str = "row_stochastic",
+) -> torch.Tensor:
+    """Propagate `x` and add up the states times their gates `u`; see `gspn_mix` for arguments, shapes and errors.
+
+    Computes in float32 (float64 for float64) and rounds the result alone.
+    """
+    check_mix(x, lam, logits, u, directions, segment, normalization)
+    h = _states(x, lam, logits, directions, segment, normalization)
+    return (h if u is None else u.to(h.dtype) * h).sum(dim=3).to(x.dtype)
+
+
+def _states(x, lam, logits, directions, segment, normalization) -> torch.Tensor:
+    """The states (B, H, W, K, C) as they are computed, not rounded."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     gated = lam.to(dtype) * x.to(dtype).unsqueeze(3)
     heads = x.shape[3] // logits.shape[5]
@@ -32,7 +55,7 @@ def gspn_scan_reference(
         raw = to_scan_order(logits[:, :, :, k].to(dtype), direction)  # (B, T, N, 3, G)
         weights = normalize(raw, normalization).repeat_interleave(heads, dim=4)  # (B, T, N, 3, C)
         maps.append(from_scan_order(_scan(lines, weights, segment), direction))
-    return torch.stack(maps, dim=3).to(x.dtype)
+    return torch.stack(maps, dim=3)
 
 
 def normalize(logits: torch.Tensor, normalization: str) -> torch.Tensor:

@@ -15,7 +15,13 @@ from torch.autograd.function import _SingleLevelFunction
 _REGISTRY = torch.library.Library("gspn", "FRAGMENT")  # registrations live as long as it does
 
 
-def register_derivatives(name: str, setup_context: Callable, backward: Callable, jvp: Callable) -> None:
+def register_derivatives(
+    name: str,
+    setup_context: Callable,
+    backward: Callable,
+    jvp: Callable,
+    prepare: Callable = lambda inputs: inputs,
+) -> None:
     """Give `torch.ops.gspn.NAME` its derivatives, by functions as those of torch.autograd.Function.
 
     Args:
@@ -24,6 +30,7 @@ def register_derivatives(name: str, setup_context: Callable, backward: Callable,
         backward: (ctx, *gradients of the outputs) -> a gradient, or None, for every input.
         jvp: (ctx, saved, *tangents of the inputs, None where there is none) -> the tangents of the outputs;
             `saved` is what setup_context saved for forward mode.
+        prepare: (inputs) -> the inputs of a call that derivatives are asked of.
     """
     operator = getattr(torch.ops.gspn, name).default
 
@@ -57,7 +64,7 @@ def register_derivatives(name: str, setup_context: Callable, backward: Callable,
         if not tracked and not under_transform():
             return run(keys, inputs)
         with enable_single_level_autograd_function():
-            return function.apply(keys, *inputs)
+            return function.apply(keys, *prepare(inputs))
 
     _REGISTRY.impl(name, kernel, "Autograd", with_keyset=True)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from gspn_dit.models.basics import fan_in_normal_, is_plain_linear, normalize
 from gspn_dit.models.settings import ModelSettings
-from ops import gated_merge, gspn_scan
+from ops import gated_merge, gspn_mix, gspn_scan
 from ops.reference import missing_neighbours
 
 DIRECTIONS = ("right", "left", "down", "up")
@@ -68,8 +68,8 @@ class LineScan(nn.Module):
         for part in self.passes:
             if part.start:  # what the columns carried, so that the rows' product is of no higher degree
                 y = normalize(y, self.norm)
-            h = self._scan(y, _part(lam, part), None if weights is None else _part(weights, part), part)
-            y = self._merge(h, x, z, part)  # (B, H, W, C)
+            of_part = None if weights is None else _part(weights, part)
+            y = self._scan_and_merge(y, _part(lam, part), of_part, x, z, part)  # (B, H, W, C)
         return y if self.to_gate is None else y * self._channels(self.to_gate(z))
 
     def _maps(self, projection: nn.Module, z: torch.Tensor, part: slice = EVERY) -> torch.Tensor:
@@ -108,26 +108,41 @@ class LineScan(nn.Module):
         keep = self.to_forget(z).sigmoid().unflatten(-1, (len(DIRECTIONS), 1, self.groups))
         return row_stochastic(logits) * keep  # keep: (B, H, W, K, 1, G)
 
-    def _scan(
-        self, x: torch.Tensor, lam: torch.Tensor, weights: torch.Tensor | None, part: slice
+    def _scan_and_merge(
+        self,
+        y: torch.Tensor,
+        lam: torch.Tensor,
+        weights: torch.Tensor | None,
+        x: torch.Tensor,
+        z: torch.Tensor,
+        part: slice,
     ) -> torch.Tensor:
-        if weights is None:
-            return lam * x.unsqueeze(3)
+        """Scan y along a part's directions and make their maps, each times its gate, one (B, H, W, C)."""
         normalization = self.normalization if self.to_forget is None else "none"
-        return gspn_scan(x, lam, weights, DIRECTIONS[part], self.segment, normalization)
-
-    def _merge(self, h: torch.Tensor, x: torch.Tensor, z: torch.Tensor, part: slice) -> torch.Tensor:
-        """The directions' maps h (B, H, W, k, C), each times its gate, as one (B, H, W, C)."""
-        if self.merge_linear is not None:
-            maps = h if self.to_u is None else self._maps(self.to_u, z) * h
-            if self.to_skip is not None:
-                maps = maps + self._maps(self.to_skip, z) * x.unsqueeze(3)
-            return self.merge_linear(maps.flatten(3))
-        if self.to_u is not None:
-            y = gated_merge(h, self._weighted(self.to_u, z, part))
+        settings = (DIRECTIONS[part], self.segment, normalization)
+        in_one = self.merge_linear is None and (self.to_u is not None or self.merge_weight is None)
+        if weights is not None and in_one:
+            u = None if self.to_u is None else self._weighted(self.to_u, z, part)
+            y = gspn_mix(y, lam, weights, u, *settings)
         else:
-            y = (h if self.merge_weight is None else h * self.merge_weight[part].to(h.dtype)).sum(3)
+            h = lam * y.unsqueeze(3) if weights is None else gspn_scan(y, lam, weights, *settings)
+            if self.merge_linear is not None:
+                return self._through_linear(h, x, z)
+            y = self._add_up(h, z, part)
         return y if self.to_skip is None else torch.addcmul(y, self._skip(z, part), x)
+
+    def _through_linear(self, h: torch.Tensor, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The maps h (B, H, W, K, C), gated, through one layer."""
+        maps = h if self.to_u is None else self._maps(self.to_u, z) * h
+        if self.to_skip is not None:
+            maps = maps + self._maps(self.to_skip, z) * x.unsqueeze(3)
+        return self.merge_linear(maps.flatten(3))
+
+    def _add_up(self, h: torch.Tensor, z: torch.Tensor, part: slice) -> torch.Tensor:
+        """The sum over the directions of m_k u_k h_k, of maps that are at hand."""
+        if self.to_u is not None:
+            return gated_merge(h, self._weighted(self.to_u, z, part))
+        return (h if self.merge_weight is None else h * self.merge_weight[part].to(h.dtype)).sum(3)
 
     def _channels(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps of a few channels each (..., C') as maps of all (..., C), neighbours sharing one."""

@@ -64,14 +64,20 @@ GSPN_INLINE void expand_groups(const T* of_group, int64_t groups, int64_t heads,
 }
 
 template <typename T>
+GSPN_INLINE T sum_lanes(const Vector<T>& v) {
+  T sum = 0;
+  for (int i = 0; i < kLanes<T>; i++) sum += v[i];
+  return sum;
+}
+
+template <typename T>
 GSPN_INLINE void sum_heads(const T* of_channel, int64_t groups, int64_t heads, T* of_group) {
   constexpr int lanes = kLanes<T>;
   for (int64_t g = 0; g < groups; g++, of_channel += heads) {
     Vector<T> partial = {};
     int64_t j = 0;
     for (; j + lanes <= heads; j += lanes) partial += load(of_channel + j, lanes);
-    T sum = 0;
-    for (int i = 0; i < lanes; i++) sum += partial[i];
+    T sum = sum_lanes<T>(partial);
     for (; j < heads; j++) sum += of_channel[j];
     of_group[g] = sum;
   }

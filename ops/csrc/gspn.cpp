@@ -1,5 +1,5 @@
-// The schemas of the scan and of the gated merge. Kernels register themselves from *_cpu.cpp and *_cuda.cu; autograd
-// and the fake kernels are in scan.py and merge.py. Only the stable ABI is used, so that one binary serves every torch
+// The schemas of the scan, of the gated merge and of both in one. Kernels register themselves from *_cpu.cpp and
+// *_cuda.cu; autograd and the fake kernels are in scan.py, merge.py and mix.py. Only the stable ABI is used, so that one binary serves every torch
 // from 2.10 on.
 #include <torch/csrc/stable/library.h>
 
@@ -11,4 +11,11 @@ STABLE_TORCH_LIBRARY(gspn, m) {
       "int segment, int normalization) -> (Tensor, Tensor, Tensor)");
   m.def("merge(Tensor h, Tensor u) -> Tensor");
   m.def("merge_backward(Tensor grad_y, Tensor h, Tensor u) -> (Tensor, Tensor)");
+  // y, and h if `states`; mix_backward: dx, dlam, dlogits, and du if there is a u. Otherwise these have no elements.
+  m.def(
+      "mix(Tensor x, Tensor lam, Tensor logits, Tensor? u, int[] directions, int segment, int normalization, "
+      "bool states) -> (Tensor, Tensor)");
+  m.def(
+      "mix_backward(Tensor grad_y, Tensor x, Tensor lam, Tensor logits, Tensor? u, Tensor h, int[] directions, "
+      "int segment, int normalization) -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -1,5 +1,5 @@
-// The gated merge on CUDA: y = sum over k of u_k h_k, and backward dh_k = u_k g, du_k = h_k g. A thread takes V
-// neighbouring channels of one pixel, in all directions.
+// The gated merge on CUDA: y = sum over k of u_k h_k, and backward dh_k = u_k g, du_k = h_k g; without u (null) every gate
+// is 1. A thread takes V neighbouring channels of one pixel, in all directions.
 #pragma once
 
 #include "cuda_primitives.cuh"
@@ -29,7 +29,7 @@ struct MergeInputs {
     for (int i = 0; i < kMergeAtOnce; i++) {
       if (k + i >= s.directions) break;
       load_once<T, V>(h[i], from_h + (k + i) * s.channels);
-      load_once<T, V>(u[i], from_u + (k + i) * s.channels);
+      if (from_u) load_once<T, V>(u[i], from_u + (k + i) * s.channels);
     }
   }
 };
@@ -45,12 +45,12 @@ __global__ void __launch_bounds__(kMergeThreads)
   for (int v = 0; v < V; v++) sum[v] = 0.f;
   for (int64_t k = 0; k < s.directions; k += kMergeAtOnce) {
     MergeInputs<T, V> in;
-    in.load(s, k, h + at, u + at);
+    in.load(s, k, h + at, u ? u + at : nullptr);
 #pragma unroll
     for (int i = 0; i < kMergeAtOnce; i++) {
       if (k + i >= s.directions) break;
 #pragma unroll
-      for (int v = 0; v < V; v++) sum[v] = fmaf(in.u[i].get(v), in.h[i].get(v), sum[v]);
+      for (int v = 0; v < V; v++) sum[v] = fmaf(u ? in.u[i].get(v) : 1.f, in.h[i].get(v), sum[v]);
     }
   }
   Packed<T, V> rounded;
@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (at < 0) return;
   Packed<T, V> g;
   load_once<T, V>(g, grad_y + of_y);
-  for (int64_t k = 0; k < s.directions; k += kMergeAtOnce) {
+  for (int64_t k = 0; !u && k < s.directions; k++) store_packed<T, V>(dh + at + k * s.channels, g);
+  for (int64_t k = 0; u && k < s.directions; k += kMergeAtOnce) {
     MergeInputs<T, V> in;
     in.load(s, k, h + at, u + at);
 #pragma unroll

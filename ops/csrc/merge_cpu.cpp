@@ -4,15 +4,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cstring>
 #include <tuple>
-#include <vector>
 
 #include "cpu_entry.h"
 #include "merge_checks.h"
 #include "merge_cpu_kernel.h"
-
-extern "C" const char* gspn_cpu_instruction_set();  // scan_cpu.cpp
 
 namespace gspn {
 namespace merge {
@@ -20,16 +16,13 @@ namespace {
 
 using torch::stable::Tensor;
 
-// Those of the instruction set that the scan has chosen.
 const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
 #if defined(__x86_64__)
-    for (const Kernels* table : {&kAvx512Kernels, &kAvx2Kernels})
-      if (!std::strcmp(table->name, gspn_cpu_instruction_set())) return *table;
-#endif
-    return kBaselineKernels;
-  }();
+  static const Kernels& chosen = chosen_kernels({&kAvx512Kernels, &kAvx2Kernels, &kBaselineKernels});
   return chosen;
+#else
+  return kBaselineKernels;
+#endif
 }
 
 // Calls run(begin, end) for pixels; a share is large enough to be worth a thread.
@@ -51,10 +44,10 @@ Tensor merge(const Tensor& h, const Tensor& u) {
 
 // Larger than the caches, so that nobody finds them there; and of whole, aligned cache lines, as streaming wants it.
 bool past_caches(const MergeShape& s, const Tensor& dh, const Tensor& du) {
-  constexpr int64_t cache_bytes = 32 << 20, line = 64;
+  constexpr int64_t line = 64;
   const int64_t row = s.channels * dh.element_size();
   const auto address = [](const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()); };
-  return row % line == 0 && (address(dh) | address(du)) % line == 0 && dh.numel() * dh.element_size() > cache_bytes;
+  return row % line == 0 && (address(dh) | address(du)) % line == 0 && dh.numel() * dh.element_size() > kCacheBytes;
 }
 
 std::tuple<Tensor, Tensor> merge_backward(const Tensor& grad_y, const Tensor& h, const Tensor& u) {

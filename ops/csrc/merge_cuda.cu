@@ -6,15 +6,12 @@
 
 #include <tuple>
 
-#include "cuda_entry.cuh"
-#include "cuda_launch.cuh"
 #include "merge.cuh"
 #include "merge_checks.h"
+#include "scan_entry.cuh"
 
 namespace gspn {
 namespace {
-
-using torch::stable::Tensor;
 
 template <typename T>
 const T* input(const Tensor& tensor) {
@@ -30,8 +27,10 @@ void check_blocks(const MergeShape& s) {
   STD_TORCH_CHECK(merge_blocks(s, 1) <= INT32_MAX, "gspn: y has more than 2^39 elements; split the batch");
 }
 
-Tensor merge(const Tensor& h, const Tensor& u) {
-  const MergeShape shape = checked_merge(h, u);
+}  // namespace
+
+Tensor merge_states(const Tensor& h, const Tensor* u) {
+  const MergeShape shape = checked_merge(h, u ? *u : h);
   const torch::stable::accelerator::DeviceGuard guard(h.get_device_index());
   Tensor y = torch::stable::new_empty(h, merged_sizes(h));
   if (h.numel() == 0) return y;
@@ -39,25 +38,34 @@ Tensor merge(const Tensor& h, const Tensor& u) {
   StreamLaunch launch{current_stream(h.get_device_index())};
   with_element_type(h, "h", [&](auto element) {
     using T = decltype(element);
-    const int vector = merge_vector<T>(shape, common_alignment({&h, &u, &y}));
-    start_merge<T>(shape, vector, input<T>(h), input<T>(u), output<T>(y), launch);
+    const int vector = merge_vector<T>(shape, common_alignment({&h, u ? u : &h, &y}));
+    start_merge<T>(shape, vector, input<T>(h), u ? input<T>(*u) : nullptr, output<T>(y), launch);
   });
   return y;
 }
 
-std::tuple<Tensor, Tensor> merge_backward(const Tensor& grad_y, const Tensor& h, const Tensor& u) {
-  const MergeShape shape = checked_merge_backward(grad_y, h, u);
+std::tuple<Tensor, Tensor> merge_states_backward(const Tensor& grad_y, const Tensor& h, const Tensor* u) {
+  const MergeShape shape = checked_merge_backward(grad_y, h, u ? *u : h);
   const torch::stable::accelerator::DeviceGuard guard(h.get_device_index());
-  Tensor dh = torch::stable::empty_like(h), du = torch::stable::empty_like(u);
+  Tensor dh = torch::stable::empty_like(h), du = u ? torch::stable::empty_like(*u) : dh;
   if (h.numel() == 0) return {dh, du};
   check_blocks(shape);
   StreamLaunch launch{current_stream(h.get_device_index())};
   with_element_type(h, "h", [&](auto element) {
     using T = decltype(element);
-    const int vector = merge_vector<T>(shape, common_alignment({&grad_y, &h, &u, &dh, &du}));
-    start_merge_backward<T>(shape, vector, input<T>(grad_y), input<T>(h), input<T>(u), output<T>(dh), output<T>(du), launch);
+    const int vector = merge_vector<T>(shape, common_alignment({&grad_y, &h, u ? u : &h, &dh, &du}));
+    start_merge_backward<T>(shape, vector, input<T>(grad_y), input<T>(h), u ? input<T>(*u) : nullptr, output<T>(dh),
+                            u ? output<T>(du) : nullptr, launch);
   });
   return {dh, du};
+}
+
+namespace {
+
+Tensor merge(const Tensor& h, const Tensor& u) { return merge_states(h, &u); }
+
+std::tuple<Tensor, Tensor> merge_backward(const Tensor& grad_y, const Tensor& h, const Tensor& u) {
+  return merge_states_backward(grad_y, h, &u);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The adjoint scan, lines in reverse: g[t, n] = dh[t, n] + sum over d of w_d[t+1, n-d] g[t+1, n-d], and
 // dlam = g x, dx = sum over directions of g lam, dw_d = g[t, n] h[t-1, n+d] carried on to the logits.
+// Where the states are read out on the spot, dh = u grad_y and du = h grad_y.
 // Sums that cross threads go through float32 scratch (or one block's shared memory) in a fixed order: no atomics.
 #pragma once
 
@@ -12,26 +13,29 @@ namespace gspn {
 
 template <typename T>
 struct BackwardPointers {
-  const T *grad_h, *x, *lam, *logits, *h;
+  const T *grad, *x, *lam, *logits, *h;  // grad: of h, or, read out, of y
   T *dx, *dlam, *dlogits;
   float* dx_parts[4];    // each direction's (B, H, W, C), or null: one direction, or tiled
   float* dlogits_parts;  // (B, H, W, K, 3, G, parts), or null: each group lies within the lanes summed by shuffles
   int group_lanes;       // neighbouring lanes, a power of two, that are summed by shuffles
   int parts;             // partial sums of a group that remain
+  const T* u = nullptr;  // read-out: null, and every gate is 1
+  T* du = nullptr;       // null with u
 };
 
 // Single: the neighbours of h[t-1] are read where the threads beside this one have copied them for themselves.
-template <typename T, int V, bool Grouped, bool Single>
+template <typename T, int V, bool Grouped, bool Single, bool ReadsOut>
 struct BackwardInputs {
-  static constexpr int kGradH = 0, kX = 1, kLam = 2, kH = 3, kHs = backward_copies_of_h(Single), kLogits = kH + kHs;
+  static constexpr int kGrad = 0, kX = 1, kLam = 2, kU = 3, kH = ReadsOut ? 4 : 3;
+  static constexpr int kLogits = kH + backward_copies_of_h(Single);
   using Place = Ring<T, V, kLogits + Logits<T, V, Grouped>::kFields, Logits<T, V, Grouped>::kWords>;
-  Packed<T, V> grad_h, x, lam, h[3];
+  Packed<T, V> grad, x, lam, u, h[3];
   Logits<T, V, Grouped> logits;
 };
 
-template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic, bool ReadsOut>
 struct Backward {
-  using Inputs = BackwardInputs<T, V, Grouped, Single>;
+  using Inputs = BackwardInputs<T, V, Grouped, Single, ReadsOut>;
   using Place = typename Inputs::Place;
   using Items = Cursor<Single, -1>;
   using State = BackwardState<V, Single>;
@@ -74,11 +78,16 @@ struct Backward {
                                         const Place& ring) const {
     const bool there = exists(item), wanted = !(there && item.restarts());
     const int n = position + item.place;
-    ring.copy(Inputs::kGradH, from.grad_h.get(item.pixel, p.lam_stride), there);
+    ring.copy(Inputs::kGrad, from.grad.get(item.pixel, grad_stride()), there);
     ring.copy(Inputs::kX, from.x.get(item.pixel, p.x_stride), there);
     ring.copy(Inputs::kLam, from.lam.get(item.pixel, p.lam_stride), there);
+    if constexpr (ReadsOut) ring.copy(Inputs::kU, from.u.get(item.pixel, p.lam_stride), there, gated());
     const T* h = from.h.get(item.pixel, p.lam_stride);
-    if constexpr (Single) {
+    if constexpr (ReadsOut) {
+      // The h of the line before is that line's own at the next item, wherever a segment ends.
+      const bool own_next = item.lines > 1 && item.lines - 1 <= own_lines;
+      ring.copy(Inputs::kH, h, own_next, item.lines != 1);
+    } else if constexpr (Single) {
       ring.copy(Inputs::kH, h, there, wanted);
     } else {
       const int64_t beside = int64_t{walk.position_stride} * p.lam_stride;
@@ -91,9 +100,31 @@ struct Backward {
     commit_copies();
   }
 
+  __device__ __forceinline__ int grad_stride() const { return ReadsOut ? p.x_stride : p.lam_stride; }
+  __device__ __forceinline__ bool gated() const { return tensors.u; }
+
+  // dh from grad_y, and du from it and h.
+  __device__ __forceinline__ void read_out(const Items& item, const Place& ring, const Packed<T, V>& own_h, bool there,
+                                           const BackwardTarget<T, Single>& to, Inputs& in, float (&dh)[V]) const {
+#pragma unroll
+    for (int v = 0; v < V; v++) dh[v] = in.grad.get(v);
+    if constexpr (ReadsOut) {
+      if (!gated()) return;
+      ring.read(Inputs::kU, in.u);
+      float du[V];
+#pragma unroll
+      for (int v = 0; v < V; v++) {
+        du[v] = dh[v] * own_h.get(v);
+        dh[v] *= in.u.get(v);
+      }
+      if (there) store_rounded<T, V>(to.du.get(item.pixel, p.lam_stride), du);
+    }
+  }
+
   // g, and from it dlam and dx.
-  __device__ __forceinline__ void receive(const Items& item, const Inputs& in, const BackwardTarget<T, Single>& to,
-                                          bool there, const State& state, float (&g)[kParts][kWidth]) const {
+  __device__ __forceinline__ void receive(const Items& item, const Inputs& in, const float (&dh)[V],
+                                          const BackwardTarget<T, Single>& to, bool there, const State& state,
+                                          float (&g)[kParts][kWidth]) const {
     float dlam[V], dx[kParts][kWidth];
 #pragma unroll
     for (int part = 0; part < kParts; part++) {
@@ -101,7 +132,7 @@ struct Backward {
 #pragma unroll
       for (int i = 0; i < kWidth; i++) {
         const int v = part * kWidth + i;
-        g[part][i] += in.grad_h.get(v);
+        g[part][i] += dh[v];
         dlam[v] = g[part][i] * in.x.get(v);
         dx[part][i] = g[part][i] * in.lam.get(v);
       }
@@ -120,11 +151,11 @@ struct Backward {
       if (to.to_part)
         store_floats(reinterpret_cast<float*>(at) + part * kWidth, dx[part]);
       else
-        to.sum(item.pixel, part * blockDim.x * (kWidth * 4), dx[part]);
+        to.tile.sum(item.pixel, part, dx[part]);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) all[part * kWidth + i] = dx[part][i];
     }
-    if (!to.to_part && !to.keeps) store_rounded<T, V>(reinterpret_cast<T*>(at), all);
+    if (!to.to_part && !to.tile.keeps) store_rounded<T, V>(reinterpret_cast<T*>(at), all);
   }
 
   // A logit of a neighbour that does not exist has no gradient, not even a rounding error.
@@ -186,15 +217,20 @@ struct Backward {
   }
 
   __device__ __forceinline__ void step(const Items& item, const Place& ring, const Shared (&beside)[2],
-                                       const Words& words, const BackwardTarget<T, Single>& to, State& state) const {
+                                       const Words& words, const BackwardTarget<T, Single>& to, State& state,
+                                       Packed<T, V>& own_h) const {
     Inputs in;
     Gradients dlogits;
-    float g[kParts][kWidth];
-    ring.read(Inputs::kGradH, in.grad_h);
+    float dh[V], g[kParts][kWidth];
+    ring.read(Inputs::kGrad, in.grad);
     ring.read(Inputs::kX, in.x);
     ring.read(Inputs::kLam, in.lam);
     const bool there = item.lines <= own_lines && (Single || position + item.place < walk.length);
-    receive(item, in, to, there, state, g);
+    read_out(item, ring, own_h, there, to, in, dh);
+    receive(item, in, dh, to, there, state, g);
+    if constexpr (ReadsOut) {
+      if (item.lines > 1) ring.read(Inputs::kH, own_h);
+    }
     if (item.restarts()) {
       send_nothing(item, there, state, dlogits);
     } else {
@@ -214,8 +250,11 @@ struct Backward {
   __device__ __forceinline__ BackwardSource<T, Single> source() const {
     const auto logits = [&](int d) { return follow(tensors.logits + d * p.groups, logits_start, p.logits_stride); };
     const int64_t line = int64_t{walk.line_stride} * p.lam_stride;
-    return {follow(tensors.grad_h, lam_start, p.lam_stride), follow(tensors.x, x_start, p.x_stride),
-            follow(tensors.lam, lam_start, p.lam_stride), follow(tensors.h, lam_start - line, p.lam_stride),
+    return {follow(tensors.grad, ReadsOut ? x_start : lam_start, grad_stride()),
+            follow(tensors.x, x_start, p.x_stride),
+            follow(tensors.lam, lam_start, p.lam_stride),
+            follow(tensors.u, lam_start, p.lam_stride),
+            follow(tensors.h, lam_start - line, p.lam_stride),
             {logits(0), logits(1), logits(2)}};
   }
 
@@ -227,7 +266,8 @@ struct Backward {
     const auto logits = [&](int d) {
       return follow(first, (logits_start + d * p.groups * int64_t{sizeof(T)}) * scale, stride);
     };
-    return {dx_target(), follow(tensors.dlam, lam_start, p.lam_stride), {logits(0), logits(1), logits(2)}, stride};
+    return {dx_target(), follow(tensors.dlam, lam_start, p.lam_stride),
+            follow(tensors.du, lam_start, p.lam_stride), {logits(0), logits(1), logits(2)}, stride};
   }
 
   __device__ __forceinline__ DxTarget<T, Single> dx_target() const {
@@ -235,16 +275,18 @@ struct Backward {
     const bool to_part = tensors.dx_parts[0], sums = p.tiled && p.directions > 1 && own_lines > 0;
     const int scale = to_part ? sizeof(float) / sizeof(T) : 1, stride = p.x_stride * scale;
     char* first = to_part ? reinterpret_cast<char*>(tensors.dx_parts[k]) : reinterpret_cast<char*>(tensors.dx);
-    const int tile_stride = blockDim.x * (V * 4);
-    const Shared tile = shared_memory() + p.tile_offset * 4 + threadIdx.x * (kWidth * 4);
     return {follow(first, x_start * scale, stride),
-            tile + (Single ? first_pixel * tile_stride : 0),
-            stride,
-            tile_stride,
-            -walk.line_stride * tile_stride,
-            to_part,
-            sums && k > 0,
-            sums && k + 1 < p.directions};
+            Tile<Single>::template of<V>(p.tile_offset, first_pixel, -walk.line_stride, sums && k > 0,
+                                         sums && k + 1 < p.directions),
+            stride, to_part};
+  }
+
+  // h of the last line, which no item before it has copied.
+  __device__ __forceinline__ void load_last_h(Packed<T, V>& own_h) const {
+    if constexpr (ReadsOut) {
+      if (gated() && own_lines == lines)
+        load_once<T, V>(own_h, at_pixel(offset(tensors.h, lam_start), first_pixel, p.lam_stride));
+    }
   }
 
   // A barrier a line: behind it lie the copies of the line and what the line after has sent, and before it the last
@@ -271,12 +313,14 @@ struct Backward {
       ring.advance();
     }
     State state(run());
+    Packed<T, V> own_h;
+    load_last_h(own_h);
     for (int steps = lines * run(); steps > 0; steps--) {
       wait_for_copies<kStages - 2>();
       if (item.place == 0) __syncthreads();
       stage_next();
       ring.advance();
-      step(item, ring, beside, words, to, state);
+      step(item, ring, beside, words, to, state, own_h);
       item.advance(walk, run(), p.period);
       words.move_to(item.pixel);
       to.advance();
@@ -286,13 +330,26 @@ struct Backward {
   }
 };
 
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic, bool ReadsOut>
+__device__ __forceinline__ void backward_of(const ScanParameters& p, const BackwardPointers<T>& tensors) {
+  const int first = p.tiled ? 0 : blockIdx.x % p.directions, end = p.tiled ? p.directions : first + 1;
+  const int tile = p.tiled ? blockIdx.x : blockIdx.x / p.directions;
+  for (int k = first; k < end; k++)
+    Backward<T, V, Grouped, Single, RowStochastic, ReadsOut>(p, tensors, k, tile).scan();
+}
+
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
 __global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V, Single))
     scan_backward_kernel(const __grid_constant__ ScanParameters p,
                          const __grid_constant__ BackwardPointers<T> tensors) {
-  const int first = p.tiled ? 0 : blockIdx.x % p.directions, end = p.tiled ? p.directions : first + 1;
-  const int tile = p.tiled ? blockIdx.x : blockIdx.x / p.directions;
-  for (int k = first; k < end; k++) Backward<T, V, Grouped, Single, RowStochastic>(p, tensors, k, tile).scan();
+  backward_of<T, V, Grouped, Single, RowStochastic, false>(p, tensors);
+}
+
+// Single and RowStochastic are true, as in mix_forward_kernel.
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
+__global__ void __maxnreg__(mix_register_limit(true, Grouped, sizeof(T) * V))
+    mix_backward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ BackwardPointers<T> tensors) {
+  backward_of<T, V, Grouped, Single, RowStochastic, true>(p, tensors);
 }
 
 }  // namespace gspn

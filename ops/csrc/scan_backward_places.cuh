@@ -1,7 +1,7 @@
 // Where a backward thread reads and writes.
 #pragma once
 
-#include "scan_task.cuh"
+#include "scan_tile.cuh"
 
 namespace gspn {
 
@@ -20,13 +20,13 @@ __device__ __forceinline__ void store_floats(float* to, const float (&values)[N]
   store_packed<float, N>(to, packed);
 }
 
-// Where an item's inputs lie: grad_h, x and lam of its pixel, h of the pixels before it, its logits.
+// Where an item's inputs lie: the gradient, x, lam and u of its pixel, h of the pixels before it, its logits.
 template <typename T, bool Single>
 struct BackwardSource {
-  Pointer<const T, Single> grad_h, x, lam, h, logits[3];
+  Pointer<const T, Single> grad, x, lam, u, h, logits[3];  // grad: of h, or of y where there is a u
 
   __device__ __forceinline__ void advance() {
-    grad_h.advance(), x.advance(), lam.advance(), h.advance();
+    grad.advance(), x.advance(), lam.advance(), u.advance(), h.advance();
 #pragma unroll
     for (int d = 0; d < 3; d++) logits[d].advance();
   }
@@ -37,29 +37,13 @@ struct BackwardSource {
 template <typename T, bool Single>
 struct DxTarget {
   Pointer<char, Single> at;  // of the part, or of dx
-  Shared tile;               // this lane's sum at the pixel, or at the first pixel
-  int stride, tile_stride;   // bytes from pixel to pixel
-  int tile_step;             // Single: and from item to item
-  bool to_part, adds, keeps;
-
-  __device__ __forceinline__ Shared tile_at(int pixel) const { return Single ? tile : tile + pixel * tile_stride; }
+  Tile<Single> tile;
+  int stride;  // bytes from pixel to pixel
+  bool to_part;
 
   __device__ __forceinline__ void advance() {
     at.advance();
-    if constexpr (Single) tile += tile_step;
-  }
-
-  // Adds what the directions before have left, and leaves the sum to the next.
-  template <int Width>
-  __device__ __forceinline__ void sum(int pixel, int part_bytes, float (&values)[Width]) const {
-    const Shared here = tile_at(pixel) + part_bytes;
-    if (adds) {
-      float before[Width];
-      read_shared<Width>(here, before);
-#pragma unroll
-      for (int i = 0; i < Width; i++) values[i] += before[i];
-    }
-    if (keeps) write_shared<Width>(here, values);
+    tile.advance();
   }
 };
 
@@ -67,12 +51,12 @@ struct DxTarget {
 template <typename T, bool Single>
 struct BackwardTarget {
   DxTarget<T, Single> dx;
-  Pointer<T, Single> dlam;
+  Pointer<T, Single> dlam, du;  // du: of kernels that have a u
   Pointer<char, Single> dlogits[3];  // or their parts
   int logits_stride;
 
   __device__ __forceinline__ void advance() {
-    dx.advance(), dlam.advance();
+    dx.advance(), dlam.advance(), du.advance();
 #pragma unroll
     for (int d = 0; d < 3; d++) dlogits[d].advance();
   }

@@ -12,19 +12,18 @@ namespace {
 
 template <typename S>
 void forward(const ScanShape& s, const ForwardTensors& tensors, const Slice& slice, int64_t k) {
-  const auto direction = s.groups < s.channels               ? forward_direction<S, false, kAnyNormalization>
-                         : s.normalization == kRowStochastic ? forward_direction<S, true, kRowStochastic>
-                                                             : forward_direction<S, true, kAnyNormalization>;
-  direction(s, tensors, slice, k);
+  const Strides at(s, slice, k);
+  const StatesOutput<S> output{static_cast<S*>(tensors.h) + at.lam_start, at.lam_pixel, s.past_caches};
+  run_forward<S>(s, tensors.in, slice, k, output);
 }
 
 template <typename S>
 void backward(const ScanShape& s, const BackwardTensors& tensors, const Slice& slice, int64_t half) {
-  const auto direction = s.groups < s.channels               ? backward_direction<S, false, kAnyNormalization>
-                         : s.normalization == kRowStochastic ? backward_direction<S, true, kRowStochastic>
-                                                             : backward_direction<S, true, kAnyNormalization>;
-  for (int64_t k = half; k < s.directions; k += halves_of(s.directions))
-    direction(s, tensors, slice, k);
+  for (int64_t k = half; k < s.directions; k += halves_of(s.directions)) {
+    const Strides at(s, slice, k);
+    const StatesSource<S> source{static_cast<const S*>(tensors.grad_h) + at.lam_start, at.lam_pixel};
+    run_backward<S>(s, tensors.scan, slice, k, source);
+  }
 }
 
 template <typename S>

@@ -12,8 +12,12 @@ struct Slice {
   int64_t image, first_group, group_count;
 };
 
-struct ForwardTensors {
+struct ScanInputs {
   const void *x, *lam, *logits;
+};
+
+struct ForwardTensors {
+  ScanInputs in;
   void* h;
 };
 
@@ -21,10 +25,17 @@ struct ForwardTensors {
 // and rows, of which columns take longer; the order is the same for any number of threads.
 constexpr int64_t halves_of(int64_t directions) { return directions > 2 ? 2 : 1; }
 
-struct BackwardTensors {
-  const void *grad_h, *x, *lam, *logits, *h;
+// What a backward reads and writes, but for dh and what it comes from.
+struct ScanGradients {
+  ScanInputs in;
+  const void* h;
   void *dlam, *dlogits;
   void* dx_sums[2];  // (B, H, W, C) in the type of the arithmetic; the second is null for one or two directions
+};
+
+struct BackwardTensors {
+  const void* grad_h;
+  ScanGradients scan;
 };
 
 struct ScanKernels {

@@ -7,48 +7,23 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda_entry.cuh"
 #include "scan_checks.h"
-#include "scan_launch.cuh"
+#include "scan_entry.cuh"
 
 namespace gspn {
 
-// Defined in scan_cuda_float32.cu and its siblings.
-template <>
-void launch_forward<float>(const ScanShape&, const ScanPlan&, const ForwardPointers<float>&, cudaStream_t);
-template <>
-void launch_forward<bfloat16>(const ScanShape&, const ScanPlan&, const ForwardPointers<bfloat16>&, cudaStream_t);
-template <>
-void launch_forward<float16>(const ScanShape&, const ScanPlan&, const ForwardPointers<float16>&, cudaStream_t);
-template <>
-void launch_backward<float>(const ScanShape&, const ScanPlan&, const BackwardPointers<float>&, float*,
-                          cudaStream_t);
-template <>
-void launch_backward<bfloat16>(const ScanShape&, const ScanPlan&, const BackwardPointers<bfloat16>&, float*,
-                             cudaStream_t);
-template <>
-void launch_backward<float16>(const ScanShape&, const ScanPlan&, const BackwardPointers<float16>&, float*,
-                            cudaStream_t);
-
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 ScanPlan checked_plan(const ScanShape& s, bool backward, const Tensor& x, int64_t alignment) {
-  constexpr int64_t most = INT32_MAX;
-  STD_TORCH_CHECK(s.pixels() <= most && s.directions * 3 * s.channels * 4 <= most,
-                  "gspn: on CUDA a map has at most 2^31 - 1 pixels and 178,956,970 / K channels");
-  DeviceLimits device{};
-  check_cuda(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index()));
-  check_cuda(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                        x.get_device_index()));
+  const DeviceLimits device = checked_limits(s, x);
   const ScanPlan plan = make_plan(s, backward, static_cast<int>(x.element_size()), alignment, device);
   STD_TORCH_CHECK(plan.vector > 0, "gspn: lines of ", Extent(s).length,
                   " positions do not fit this GPU's shared memory (", device.shared_per_block, " bytes)");
-  STD_TORCH_CHECK(plan.blocks <= most / plan.lanes, "gspn: the scan needs more than 2^31 - 1 lanes; split the batch");
+  check_lanes(plan);
   return plan;
 }
+
+}  // namespace
 
 Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vector<int64_t> directions,
             int64_t segment, int64_t normalization) {
@@ -68,10 +43,6 @@ Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vecto
   return h;
 }
 
-Tensor scratch(const Tensor& like, int64_t elements) {
-  return torch::stable::new_empty(like, {elements}, ScalarType::Float);
-}
-
 std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Tensor& x, const Tensor& lam,
                                                  const Tensor& logits, const Tensor& h,
                                                  std::vector<int64_t> directions, int64_t segment,
@@ -89,9 +60,6 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
   const ScanPlan plan = checked_plan(shape, true, x, alignment);
   const Tensor dx_parts = scratch(x, needs_dx_parts(shape, plan) ? shape.directions * x.numel() : 0);
   const Tensor dlogits_parts = scratch(x, plan.parts > 1 ? logits.numel() * plan.parts : 0);
-  const auto floats = [](const Tensor& tensor) {
-    return tensor.numel() > 0 ? static_cast<float*>(tensor.mutable_data_ptr()) : nullptr;
-  };
   with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
     const auto in = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
@@ -104,7 +72,6 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
   return {dx, dlam, dlogits};
 }
 
-}  // namespace
 }  // namespace gspn
 
 STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
@@ -114,13 +81,15 @@ STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
 
 // For benchmarks/: the plan and the modelled microseconds for a device that need not be present. `shape` is B, H, W, K,
 // C, G, segment, normalization and four directions; `plan` takes vector, lanes, rows, run, tiled, parts, shared bytes,
-// blocks, lines of a task, items in flight.
+// blocks, lines of a task, items in flight. `backward` has 2 more where the states are read out on the spot.
 extern "C" __attribute__((visibility("default"))) double gspn_cuda_plan(const int64_t* shape, int backward,
                                                                         int element_bytes, int multiprocessors,
                                                                         int shared_per_block, int64_t* plan) {
   gspn::ScanShape s{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], 0, {}};
   s.normalization = static_cast<int>(shape[7]);
   for (int k = 0; k < 4; k++) s.codes[k] = static_cast<int>(shape[8 + k]);
+  s.reads_out = backward & 2;
+  backward &= 1;
   const gspn::DeviceLimits device{multiprocessors, shared_per_block};
   const gspn::ScanPlan made = gspn::make_plan(s, backward, element_bytes, 16, device);
   const int64_t numbers[] = {made.vector, made.lanes, made.rows,         made.run,

@@ -89,8 +89,28 @@ void sum_parts(const float* parts, int64_t elements, int count, int64_t inner, i
   launch(kernel, blocks, 256, 1, 0, parts, elements, count, inner, outer, out);
 }
 
+// Calls `body` with the widths of the kernels that read out on the spot.
+template <typename T, int Widest, typename Body>
+void with_wide_vector(int vector, Body&& body) {
+  if constexpr (Widest >= 8 && sizeof(T) * 8 <= 16)
+    if (vector == 8) return body(Constant<8>());
+  body(Constant<4>());
+}
+
+template <typename T, typename Launch>
+void forward_mix(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
+  const auto start = [&](auto kernel) {
+    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
+  };
+  with_wide_vector<T, 8>(plan.vector, [&](auto vector) {
+    constexpr int V = decltype(vector)::value;
+    grouped(s) ? start(mix_forward_kernel<T, V, true, true, true>) : start(mix_forward_kernel<T, V, false, true, true>);
+  });
+}
+
 template <typename T, typename Launch>
 void forward_scan(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
+  if (s.reads_out) return forward_mix<T>(s, plan, tensors, launch);
   with_normalization(s.normalization, [&](auto normalization) {
     constexpr bool kRow = decltype(normalization)::value;
     if (grouped(s))
@@ -103,19 +123,35 @@ void forward_scan(const ScanShape& s, const ScanPlan& plan, const ForwardPointer
 inline bool needs_dx_parts(const ScanShape& s, const ScanPlan& plan) { return s.directions > 1 && !plan.tiled; }
 
 template <typename T, typename Launch>
+void backward_mix_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
+  const auto start = [&](auto kernel) {
+    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
+  };
+  if (grouped(s))
+    with_wide_vector<T, widest_backward(true, true)>(plan.vector, [&](auto vector) {
+      start(mix_backward_kernel<T, decltype(vector)::value, true, true, true>);
+    });
+  else
+    start(mix_backward_kernel<T, widest_backward(false, true), false, true, true>);
+}
+
+template <typename T, typename Launch>
 void backward_scan(const ScanShape& s, const ScanPlan& plan, BackwardPointers<T> tensors, float* dx_parts,
                    Launch& launch) {
   const int64_t pixels = s.batch * s.pixels(), elements = pixels * s.channels;
   for (int64_t k = 0; dx_parts && k < s.directions; k++) tensors.dx_parts[k] = dx_parts + k * elements;
   tensors.group_lanes = plan.group_lanes;
   tensors.parts = plan.parts;
-  with_normalization(s.normalization, [&](auto normalization) {
-    constexpr bool kRow = decltype(normalization)::value;
-    if (grouped(s))
-      backward_scan_of<T, true, kRow>(s, plan, tensors, launch);
-    else
-      backward_scan_of<T, false, kRow>(s, plan, tensors, launch);
-  });
+  if (s.reads_out)
+    backward_mix_of<T>(s, plan, tensors, launch);
+  else
+    with_normalization(s.normalization, [&](auto normalization) {
+      constexpr bool kRow = decltype(normalization)::value;
+      if (grouped(s))
+        backward_scan_of<T, true, kRow>(s, plan, tensors, launch);
+      else
+        backward_scan_of<T, false, kRow>(s, plan, tensors, launch);
+    });
   if (dx_parts) sum_parts<T>(dx_parts, elements, static_cast<int>(s.directions), 1, elements, tensors.dx, launch);
   if (tensors.dlogits_parts)
     sum_parts<T>(tensors.dlogits_parts, pixels * s.directions * 3 * s.groups, plan.parts, plan.parts, 1,

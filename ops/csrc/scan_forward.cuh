@@ -1,11 +1,12 @@
-// h[t, n] = lam[t, n] x[t, n] + sum over d of w_d[t, n] h[t-1, n+d], all directions in one launch.
+// h[t, n] = lam[t, n] x[t, n] + sum over d of w_d[t, n] h[t-1, n+d], all directions in one launch; and the same read out
+// on the spot, y = sum over k of u_k h_k.
 #pragma once
 
 #include <type_traits>
 
 #include "scan_plan.h"
 #include "scan_ring.cuh"
-#include "scan_task.cuh"
+#include "scan_tile.cuh"
 #include "scan_weights.cuh"
 
 namespace gspn {
@@ -14,13 +15,15 @@ template <typename T>
 struct ForwardPointers {
   const T *x, *lam, *logits;
   T* h;
+  const T* u = nullptr;  // read-out: null, and every gate is 1
+  T* y = nullptr;        // read-out; h may be null then
 };
 
-template <typename T, int V, bool Grouped>
+template <typename T, int V, bool Grouped, bool ReadsOut>
 struct ForwardInputs {
-  static constexpr int kX = 0, kLam = 1, kLogits = 2;  // fields of a ring's place
+  static constexpr int kX = 0, kLam = 1, kU = 2, kLogits = ReadsOut ? 3 : 2;  // fields of a ring's place
   using Place = Ring<T, V, kLogits + Logits<T, V, Grouped>::kFields, Logits<T, V, Grouped>::kWords>;
-  Packed<T, V> x, lam;
+  Packed<T, V> x, lam, u;
   Logits<T, V, Grouped> logits;
 };
 
@@ -82,18 +85,29 @@ struct ForwardState {
 // Where an item's inputs lie.
 template <typename T, bool Single>
 struct ForwardSource {
-  Pointer<const T, Single> x, lam, logits[3];
+  Pointer<const T, Single> x, lam, u, logits[3];
 
   __device__ __forceinline__ void advance() {
-    x.advance(), lam.advance();
+    x.advance(), lam.advance(), u.advance();
 #pragma unroll
     for (int d = 0; d < 3; d++) logits[d].advance();
   }
 };
 
-template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
+// Where its states go, and of a read-out the sum over the directions.
+template <typename T, bool Single>
+struct ForwardTarget {
+  Pointer<T, Single> h, y;
+  Tile<Single> sum;
+
+  __device__ __forceinline__ void advance() {
+    h.advance(), y.advance(), sum.advance();
+  }
+};
+
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic, bool ReadsOut>
 struct Forward {
-  using Inputs = ForwardInputs<T, V, Grouped>;
+  using Inputs = ForwardInputs<T, V, Grouped, ReadsOut>;
   using Items = Cursor<Single, 1>;
   using State = ForwardState<V, Single>;
   using Words = WordLanes<T, V, Single>;
@@ -102,8 +116,9 @@ struct Forward {
   const ScanParameters& p;
   const Walk walk;
   int lines, own_lines, first_line, position;
-  const T *x, *lam, *logits;  // of the first pixel
-  T* h;
+  const T *x, *lam, *logits, *u;  // of the first pixel
+  T *h, *y;
+  bool gated, keeps_states, adds, keeps_sum;  // ReadsOut
 
   __device__ __forceinline__ Forward(const ScanParameters& parameters, const ForwardPointers<T>& tensors, int k,
                                      unsigned tile)
@@ -119,6 +134,12 @@ struct Forward {
     x = offset(tensors.x, image * p.x_stride) + task.channel;
     lam = offset(tensors.lam, lam_start);
     h = offset(tensors.h, lam_start);
+    if constexpr (ReadsOut) {
+      u = offset(tensors.u, lam_start);
+      y = offset(tensors.y, image * p.x_stride) + task.channel;
+      gated = tensors.u, keeps_states = tensors.h;
+      adds = k > 0, keeps_sum = k + 1 < p.directions;
+    }
     logits = offset(tensors.logits, image * p.logits_stride) + k * 3 * p.groups + group;
   }
 
@@ -133,6 +154,7 @@ struct Forward {
     const bool there = exists(item);
     ring.copy(Inputs::kX, from.x.get(item.pixel, p.x_stride), there);
     ring.copy(Inputs::kLam, from.lam.get(item.pixel, p.lam_stride), there);
+    if constexpr (ReadsOut) ring.copy(Inputs::kU, from.u.get(item.pixel, p.lam_stride), there, gated);
     Logits<T, V, Grouped>::stage(ring, Inputs::kLogits, from.logits, item.pixel, p.logits_stride,
                                  position + item.place, walk.length, there, !item.restarts());
     commit_copies();
@@ -185,8 +207,28 @@ struct Forward {
     });
   }
 
+  // The states times their gates, added to those of the directions before; the last direction has y.
+  __device__ __forceinline__ void read_out(const Items& item, const typename Inputs::Place& ring, Inputs& in,
+                                           const ForwardTarget<T, Single>& to, Values& states) const {
+    float all[V];
+    if (gated) ring.read(Inputs::kU, in.u);
+#pragma unroll
+    for (int part = 0; part < kParts; part++) {
+#pragma unroll
+      for (int i = 0; i < kWidth; i++)
+        if (gated) states[part][i] *= in.u.get(part * kWidth + i);
+      to.sum.sum(item.pixel, part, states[part]);
+#pragma unroll
+      for (int i = 0; i < kWidth; i++) all[part * kWidth + i] = states[part][i];
+    }
+    if (keeps_sum) return;
+    Packed<T, V> rounded;
+    rounded.set_all(all);
+    store_packed<T, V>(to.y.get(item.pixel, p.x_stride), rounded);
+  }
+
   __device__ __forceinline__ void step(const Items& item, const typename Inputs::Place& ring, const Words& words,
-                                       T* to, State& past) const {
+                                       const ForwardTarget<T, Single>& to, State& past) const {
     Inputs in;
     Values carried;
     wait_for_copies<kStages - 1>();
@@ -206,11 +248,14 @@ struct Forward {
       carried[v / kWidth][v % kWidth] = state[v];
       if constexpr (Single) past.here[v / kWidth][v % kWidth] = state[v];
     }
-    Packed<T, V> rounded;
-    rounded.set_all(state);
     if (exists(item)) {
       past.update(item.place, run(), carried);
-      store_packed<T, V>(to, rounded);
+      if (!ReadsOut || keeps_states) {
+        Packed<T, V> rounded;
+        rounded.set_all(state);
+        store_packed<T, V>(to.h.get(item.pixel, p.lam_stride), rounded);
+      }
+      if constexpr (ReadsOut) read_out(item, ring, in, to, carried);
     }
     if (item.place + 1 == run()) past.end_line();
   }
@@ -223,10 +268,12 @@ struct Forward {
     const auto follow = [&](auto* first, int stride) {
       return Pointer<std::remove_pointer_t<decltype(first)>, Single>(first, walk, 1, item.pixel, stride);
     };
-    ForwardSource<T, Single> source{follow(x, p.x_stride), follow(lam, p.lam_stride), {
+    ForwardSource<T, Single> source{follow(x, p.x_stride), follow(lam, p.lam_stride), follow(u, p.lam_stride), {
         follow(logits, p.logits_stride), follow(logits + p.groups, p.logits_stride),
         follow(logits + 2 * p.groups, p.logits_stride)}};
-    auto to = follow(h, p.lam_stride);
+    ForwardTarget<T, Single> to{follow(h, p.lam_stride), follow(y, p.x_stride), {}};
+    if constexpr (ReadsOut)
+      to.sum = Tile<Single>::template of<V>(p.tile_offset, item.pixel, walk.line_stride, adds, keeps_sum);
     typename Inputs::Place ring(p.ring_offset);
     Words words(ring.words, logits, p.groups, p.logits_stride, item.pixel, walk.line_stride);
     const auto stage_next = [&] {
@@ -238,12 +285,13 @@ struct Forward {
     for (int i = 0; i < kStages; i++) stage_next();
     State past(run());
     for (int steps = lines * run(); steps > 0; steps--) {
-      step(item, ring, words, to.get(item.pixel, p.lam_stride), past);
+      step(item, ring, words, to, past);
       stage_next();
       item.advance(walk, run(), period);
       to.advance();
       words.move_to(item.pixel);
     }
+    if constexpr (ReadsOut) wait_for_copies<0>();  // the next direction's fill the same places
   }
 };
 
@@ -251,7 +299,15 @@ template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
 __global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, Single))
     scan_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
   const unsigned block = blockIdx.x, directions = p.directions, tile = block / directions;
-  Forward<T, V, Grouped, Single, RowStochastic>(p, tensors, block - tile * directions, tile).scan();
+  Forward<T, V, Grouped, Single, RowStochastic, false>(p, tensors, block - tile * directions, tile).scan();
+}
+
+// Single and RowStochastic are true: parameters as above, so that the tests of the machine code know its name.
+template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
+__global__ void __maxnreg__(mix_register_limit(false, Grouped, sizeof(T) * V))
+    mix_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
+  for (int k = 0; k < p.directions; k++)
+    Forward<T, V, Grouped, Single, RowStochastic, true>(p, tensors, k, blockIdx.x).scan();
 }
 
 }  // namespace gspn

@@ -23,10 +23,10 @@ struct ScanPlan {
   int rows = 0;    // threads along a line
   int run = 0;     // positions of a line in each thread
   int segments = 1;     // segments that a task walks over, one after the other
-  bool tiled = false;   // backward: a block does all directions and keeps dx in shared memory
+  bool tiled = false;   // a block does all directions and keeps their sum, dx or y, in shared memory
   int group_lanes = 1;  // backward: lanes whose logit gradients are summed by shuffles
   int parts = 1;        // backward: partial sums left for each logit's gradient
-  int tile_offset = 0;    // backward: floats of shared memory before the sum of dx
+  int tile_offset = 0;    // floats of shared memory before that sum
   int ring_offset = 0;    // floats of shared memory before the ring
   int shared_bytes = 0;
   int64_t blocks = 0;
@@ -60,6 +60,12 @@ constexpr int register_limit(bool backward, bool shares_groups, int access_bytes
   return shares_groups ? (single ? 64 : vector == 8 ? 128 : 80) : !single && vector == 8 ? 128 : 96;
 }
 
+// The same of the kernels that read out on the spot, all at one position.
+constexpr int mix_register_limit(bool backward, bool shares_groups, int access_bytes) {
+  if (backward) return access_bytes < 16 ? 128 : 168;
+  return access_bytes < 16 || shares_groups ? 80 : 96;
+}
+
 // Items of a thread in its ring (scan_ring.cuh): the one that is computed, and those whose inputs are in flight.
 constexpr int kStages = 4, kInFlight = kStages - 1;
 
@@ -70,8 +76,9 @@ constexpr int slot_bytes(int access_bytes) { return std::max(access_bytes, 4); }
 constexpr int backward_copies_of_h(bool single) { return single ? 1 : 3; }
 
 // Bytes of one item of one thread in its ring.
-constexpr int item_bytes(bool backward, bool shares_groups, int element_bytes, int vector, bool single) {
-  const int fields = (backward ? 3 + backward_copies_of_h(single) : 2) + (shares_groups ? 0 : 3);
+constexpr int item_bytes(bool backward, bool shares_groups, int element_bytes, int vector, bool single,
+                         bool reads_out) {
+  const int fields = (backward ? 3 + backward_copies_of_h(single) : 2) + reads_out + (shares_groups ? 0 : 3);
   return fields * slot_bytes(element_bytes * vector) + (shares_groups ? 3 * 4 : 0);
 }
 
@@ -111,7 +118,7 @@ inline void complete_plan(const ScanShape& s, bool backward, int element_bytes, 
   if (plan.tiled && s.directions > 1) floats += s.pixels() * plan.vector * plan.lanes;
   floats = (floats + 3) / 4 * 4;
   plan.ring_offset = static_cast<int>(floats);
-  const int item = item_bytes(backward, grouped(s), element_bytes, plan.vector, plan.single());
+  const int item = item_bytes(backward, grouped(s), element_bytes, plan.vector, plan.single(), s.reads_out);
   const int64_t ring = int64_t{plan.warps()} * 32 * kStages * item;
   plan.shared_bytes = static_cast<int>(std::min<int64_t>(floats * sizeof(float) + ring, INT32_MAX));
   const int64_t group_vectors = grouped(s) ? s.heads() / plan.vector : 1;
@@ -125,8 +132,9 @@ inline double bytes_per_element(const ScanShape& s, bool backward, int element_b
   const double directions = static_cast<double>(s.directions);
   const double read = s.segment > 0 ? 1 - 1.0 / s.segment : 1;  // of the logits and of h: not where a pass starts anew
   const double logits = 3.0 * s.groups / s.channels * element_bytes;
-  if (!backward) return (1 / directions + 2) * element_bytes + read * logits;
+  if (!backward) return ((s.reads_out ? 2 : 1) / directions + 2) * element_bytes + read * logits;
   const double scratch = tiled || s.directions == 1 ? 0 : 8;
+  if (s.reads_out) return (3 / directions + 5) * element_bytes + (1 + read) * logits + scratch;
   return (2 / directions + 3 + read) * element_bytes + (1 + read) * logits + scratch;
 }
 
@@ -139,7 +147,9 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   constexpr int schedulers = 4, registers = 16384;  // of a multiprocessor; of one scheduler
   const Extent extent(s);
   const int warps = (plan.threads() + 31) / 32;
-  const int limit = register_limit(backward, grouped(s), element_bytes * plan.vector, plan.vector, plan.single());
+  const int access = element_bytes * plan.vector;
+  const int limit = s.reads_out ? mix_register_limit(backward, grouped(s), access)
+                                : register_limit(backward, grouped(s), access, plan.vector, plan.single());
   const int warps_by_registers = schedulers * (registers / (32 * limit));
   const int by_shared = device.shared_per_block / (plan.shared_bytes + 1024);
   const int per_processor = std::min({warps_by_registers / warps, by_shared, 32});
@@ -150,7 +160,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
   // As counted in the machine code (benchmarks/sass.py): forward 160 and 143, backward 395 and 394 for V = 4 and 8.
-  const double per_channel = grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26);
+  const double per_channel = (grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26)) + (s.reads_out ? 4 : 0);
   const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) + per_channel * plan.vector;
   const double at_start = backward ? 800 : 500;
   const double waiting = latency / kInFlight;
@@ -186,6 +196,7 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
   const Extent extent(s);
   const int64_t length = extent.length;
   const auto consider = [&](int vector, int lanes, int64_t run, bool tiled, int64_t segments) {
+    if (s.reads_out && (run > 1 || vector == 1 || (!backward && !tiled))) return;
     if (run > length || !vector_fits(s, backward, run == 1, element_bytes, alignment, vector)) return;
     ScanPlan plan;
     plan.vector = vector;
@@ -209,10 +220,26 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
         // Long tasks first: what their start costs is shared by more lines.
         for (int64_t parts = 1; parts == 1 || parts <= extent.segments; parts *= 2)
           consider(vector, lanes, stretch * shortest, false, (extent.segments + parts - 1) / parts);
-        if (backward && s.directions > 1) consider(vector, lanes, stretch * shortest, true, extent.segments);
+        if (s.reads_out || (backward && s.directions > 1)) consider(vector, lanes, stretch * shortest, true, extent.segments);
       }
   }
   return best;
+}
+
+// Whether one kernel for scan and read-out is expected to be done before the scan and the merge after it. There is none
+// but for row-stochastic weights, and forward none for maps whose sum over the directions no block can hold.
+inline bool reads_out_well(const ScanShape& s, bool backward, int element_bytes, int64_t alignment,
+                           const DeviceLimits& device, const ScanPlan& plan) {
+  if (s.normalization != kRowStochastic || plan.vector == 0) return false;
+  constexpr double bytes_per_microsecond = 32e3;  // of one multiprocessor
+  ScanShape apart = s;
+  apart.reads_out = false;
+  const ScanPlan alone = make_plan(apart, backward, element_bytes, alignment, device);
+  if (alone.vector == 0) return true;
+  const double maps = static_cast<double>(s.batch * s.pixels() * s.channels) * element_bytes;
+  const double merge = maps * ((backward ? 4 : 2) * s.directions + 1) / device.multiprocessors / bytes_per_microsecond;
+  return modelled_time(s, backward, element_bytes, device, plan) <=
+         modelled_time(apart, backward, element_bytes, device, alone) + merge;
 }
 
 }  // namespace gspn

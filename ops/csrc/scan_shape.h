@@ -15,6 +15,8 @@ struct ScanShape {
   int codes[4];  // the Direction of each k
   // CPU: the outputs are larger than the caches and made of whole, aligned cache lines.
   bool past_caches = false;
+  // CUDA: the states are read out by gates u on the spot, to y; backward, dh comes of grad_y and u.
+  bool reads_out = false;
 
   int64_t pixels() const { return height * width; }
   int64_t heads() const { return channels / groups; }  // channels that share one group's logits

@@ -27,7 +27,7 @@ struct ScanParameters {
   int task_lines;   // lines of a task: whole periods
   bool sigmoid;     // the normalisation, where it is not row-stochastic: sigmoid or none
   int run;          // positions of a line in one thread
-  bool tiled;       // backward: a block does all directions and sums dx in shared memory
+  bool tiled;       // a block does all directions and sums dx, or y, in shared memory
   int tile_offset;  // floats of shared memory before that sum
   int ring_offset;  // floats of shared memory before the ring
   Walk walks[4];
@@ -100,7 +100,6 @@ struct Pointer {
     if constexpr (Single) at = in_register(offset(at, step));
   }
 };
-
 
 // Where a thread keeps float values for itself and its neighbours in shared memory: numbered slots of V floats, in
 // parts of 4 (of 1 when V = 1), laid out so that a warp's accesses to a part are contiguous.

@@ -170,6 +170,19 @@ GSPN_INLINE void stream_fence() { _mm_sfence(); }
 GSPN_INLINE void stream_fence() {}
 #endif
 
+// The value as it is: a sum that it goes into does not become a multiplication and addition in one, with one rounding.
+template <typename V>
+GSPN_INLINE V uncontracted(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  asm("" : "+m"(v));
+#endif
+  return v;
+}
+
 template <typename V>
 GSPN_INLINE V minimum(const V& a, const V& b) {
   return a < b ? a : b;

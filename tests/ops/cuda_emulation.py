@@ -27,12 +27,15 @@ class Scan(NamedTuple):
     directions: tuple[str, ...] = DIRECTIONS
     segment: int = 0
     normalization: str = "row_stochastic"
+    reads_out: bool = False
 
     def numbers(self) -> ctypes.Array:
         """The order of shape_of in emulate_scan.cpp."""
         codes = [DIRECTIONS.index(direction) for direction in self.directions]
         sizes = [self.batch, self.height, self.width, len(codes), self.channels, self.groups, self.segment]
-        return (ctypes.c_int64 * 12)(*sizes, NORMALIZATIONS.index(self.normalization), *codes)
+        codes += [0] * (4 - len(codes))
+        settings = (NORMALIZATIONS.index(self.normalization), *codes, self.reads_out)
+        return (ctypes.c_int64 * 13)(*sizes, *settings)
 
     def inputs(self, dtype: torch.dtype, scale: float = 2.0, seed: int = 0) -> list[torch.Tensor]:
         """Random x, lam, logits."""
@@ -172,6 +175,39 @@ def run_backward(
     return outputs
 
 
+def run_mix(
+    library: ctypes.CDLL,
+    scan: Scan,
+    inputs: list[torch.Tensor | None],
+    plan: Plan = AS_PLANNED,
+    seed: int = 0,
+    first_image: int = 0,
+    states: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return y, and h if `states`, for x, lam, logits and u (or None)."""
+    x, lam, logits, u = inputs
+    h, y = torch.full_like(lam, torch.nan) if states else None, torch.full_like(x, torch.nan)
+    _run(library, scan._replace(reads_out=True), False, [x, lam, logits, h, u, y], plan, seed, first_image)
+    return y, h
+
+
+def run_mix_backward(
+    library: ctypes.CDLL,
+    scan: Scan,
+    inputs: list[torch.Tensor | None],
+    plan: Plan = AS_PLANNED,
+    seed: int = 0,
+    first_image: int = 0,
+) -> list[torch.Tensor]:
+    """Return dx, dlam, dlogits, and du if there is a u, for grad_y, x, lam, logits, u (or None) and h."""
+    grad_y, x, lam, logits, u, h = inputs
+    outputs = [torch.full_like(tensor, torch.nan) for tensor in (x, lam, logits)]
+    du = None if u is None else torch.full_like(u, torch.nan)
+    tensors = [grad_y, x, lam, logits, h, *outputs, u, du]
+    _run(library, scan._replace(reads_out=True), True, tensors, plan, seed, first_image)
+    return outputs if u is None else [*outputs, du]
+
+
 def _run(library, scan, backward, tensors, plan, seed, first_image):
     dtype = DTYPES.index(tensors[0].dtype)
     wanted = (ctypes.c_int * 5)(*plan)
@@ -185,11 +221,12 @@ def run_merge(
 ) -> list[torch.Tensor]:
     """Return [y] for h and u (P, K, C), or [dh, du] for grad_y (P, C), h and u, as the CUDA kernel computes them.
 
-    All tensors begin with pixel `first_pixel`; those before are not computed.
+    Without gates u is None, and so is du. All tensors begin with pixel `first_pixel`; those before are not computed.
     """
     backward = len(tensors) == 3
-    pixels, directions, channels = tensors[-1].shape
-    outputs = [torch.full_like(t, torch.nan) for t in (tensors[1:] if backward else [tensors[0][:, 0]])]
+    pixels, directions, channels = tensors[-2].shape
+    like = tensors[1:] if backward else [tensors[0][:, 0]]
+    outputs = [None if t is None else torch.full_like(t, torch.nan) for t in like]
     shape = (ctypes.c_int64 * 3)(first_pixel + pixels, directions, channels)
     settings = (int(backward), DTYPES.index(tensors[0].dtype), vector, ctypes.c_int64(first_pixel), seed)
     error = library.emulate_merge(shape, *settings, _pointers([*tensors, *outputs]))
@@ -198,5 +235,6 @@ def run_merge(
 
 
 def _pointers(tensors):
-    assert all(tensor.is_contiguous() for tensor in tensors)
-    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+    """Addresses; of None none."""
+    assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+    return (ctypes.c_void_p * len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])

@@ -37,6 +37,11 @@ def test_every_architecture_has_every_kernel(kernels):
                         assert ("scan_forward", *kernel) in built
                         if vector < 8 or (grouped and single):
                             assert ("scan_backward", *kernel) in built
+                if vector > 1:
+                    for grouped in (False, True):
+                        kernel = (dtype, vector, grouped, True, True)
+                        assert ("mix_forward", *kernel) in built
+                        assert ("mix_backward", *kernel) in built or (vector == 8 and not grouped)
             assert {("sum_parts", dtype, vector, False, False, False) for vector in (1, 4)} <= built
             for pass_ in ("merge_forward", "merge_backward"):
                 assert {(pass_, dtype, vector, False, False, False) for vector in (2, *vectors)} <= built
@@ -49,11 +54,15 @@ def test_nothing_spills(kernels):
 
 
 def test_registers_are_as_the_plan_believes(kernels):
-    """register_limit of scan_plan.h: more registers would leave fewer resident blocks than planned."""
+    """register_limit, mix_register_limit of scan_plan.h: more would leave fewer resident blocks than planned."""
     for kernel in kernels:
         wide = kernel.vector * (4 if kernel.dtype == "float32" else 2) == 16
         if kernel.pass_.startswith("merge"):
             limit = 64  # four blocks of 256 threads on a multiprocessor, 128 bytes in flight in each
+        elif kernel.pass_ == "mix_backward":
+            limit = 168 if wide else 128
+        elif kernel.pass_ == "mix_forward":
+            limit = 80 if kernel.grouped or not wide else 96
         elif kernel.vector == 1 or kernel.pass_ == "sum_parts":
             limit = 80 if kernel.pass_ == "scan_backward" else 64
         elif kernel.pass_ == "scan_backward":

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import ops.flops  # noqa: F401 (makes the counter know the operators)
-from ops import gated_merge, gspn_scan
+from ops import gated_merge, gspn_mix, gspn_scan
 from tests.ops.cases import make_inputs
 
 
@@ -122,6 +122,24 @@ def test_merge_is_counted():
     found = counter.get_flop_counts()["Global"]
     assert found[torch.ops.gspn.merge] == 2 * 3 * 4 * 6 * (5 + 4)
     assert found[torch.ops.gspn.merge_backward] == 2 * 3 * 4 * 6 * (5 + 5)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_mix_is_counted_as_its_two_parts(gated):
+    """Without gates the read-out is K - 1 sums, and its gradient is dy as it is."""
+    x, lam, logits = make_inputs(2, 3, 5, 6, 3, 4, torch.float32)
+    u = lam.detach().clone().requires_grad_() if gated else None
+    with FlopCounterMode(display=False) as counter:
+        gspn_mix(x, lam, logits, u).sum().backward()
+    mixed = counter.get_flop_counts()["Global"]
+    with FlopCounterMode(display=False) as counter:
+        h = gspn_scan(x, lam, logits)
+        (gated_merge(h, u) if gated else h.sum(3)).sum().backward()
+    parts = counter.get_flop_counts()["Global"]
+    more = (0, 0) if gated else (3 * x.numel(), 0)
+    for i, name in enumerate(("", "_backward")):
+        expected = sum(parts.get(getattr(torch.ops.gspn, part + name), 0) for part in ("scan", "merge"))
+        assert mixed[getattr(torch.ops.gspn, "mix" + name)] == expected + more[i]
 
 
 def test_fake_tensors_are_counted_too():

@@ -113,6 +113,10 @@ MOST = {
     ("forward", 8, True): 170,
     ("backward", 4, False): 400,
     ("backward", 8, True): 400,
+    ("mix_forward", 4, False): 230,
+    ("mix_forward", 8, True): 240,
+    ("mix_backward", 4, False): 460,
+    ("mix_backward", 8, True): 470,
 }
 
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from ops import gated_merge, gated_merge_reference, gspn_scan, gspn_scan_reference
+from ops import (
+    gated_merge,
+    gated_merge_reference,
+    gspn_mix,
+    gspn_mix_reference,
+    gspn_scan,
+    gspn_scan_reference,
+)
 from ops.arguments import DIRECTIONS, NORMALIZATIONS
 from tests.ops.cases import SHAPES, make_inputs
 from tests.utils import assert_near
@@ -16,6 +23,7 @@ SCALES = {"row_stochastic": (2.0, 0.0), "sigmoid": (1.0, -1.5), "none": (0.2, 0.
 OPERATORS = {
     "gspn_scan": (gspn_scan, gspn_scan_reference),
     "gated_merge": (gated_merge, gated_merge_reference),
+    "gspn_mix": (gspn_mix, gspn_mix_reference),
 }
 BOTH_MODES = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
 both_operators = pytest.mark.parametrize("name", OPERATORS)
@@ -28,7 +36,8 @@ def detached(tensors):
 def example(name, dtype=torch.float64, device="cpu", seed=0):
     """Inputs of an operator; another seed gives tangents for them."""
     inputs = detached(make_inputs(3, 3, 4, 4, 2, 4, dtype, device, seed=seed))
-    return inputs if name == "gspn_scan" else (inputs[1], inputs[1].flip(0) + 1)
+    u = inputs[1].flip(0) + 1
+    return {"gspn_scan": inputs, "gated_merge": (inputs[1], u), "gspn_mix": (*inputs, u)}[name]
 
 
 def wide(tensors):
@@ -282,6 +291,7 @@ def test_loss_of_a_tangent_compiled(name):
 RAW = {
     "gspn_scan": lambda *tensors: torch.ops.gspn.scan(*tensors, [0, 1, 2, 3], 0, 0),
     "gated_merge": torch.ops.gspn.merge,
+    "gspn_mix": lambda *tensors: torch.ops.gspn.mix(*tensors, [0, 1, 2, 3], 0, 0, False)[0],
 }
 
 

@@ -12,7 +12,7 @@ void run(const MergeShape& s, bool is_backward, int vector, int64_t first_pixel,
   const int64_t y_before = first_pixel * s.channels, h_before = y_before * s.directions;
   EmulatedLaunch launch{first_pixel * (s.channels / vector) / kMergeThreads};
   const auto tensor = [&](int i, const char* name, bool like_y, bool output) {
-    watch(name, tensors[i], like_y ? of_y : of_h, output);
+    if (tensors[i]) watch(name, tensors[i], like_y ? of_y : of_h, output);
     return shifted<T>(tensors[i], like_y ? y_before : h_before);
   };
   if (is_backward) {
@@ -35,7 +35,7 @@ extern "C" int plan_merge(int64_t channels, int element_bytes, int64_t alignment
 }
 
 // shape: pixels, directions, channels. dtype: 0 float32, 1 bfloat16, 2 float16. tensors: h u y, or grad_y h u dh du, of
-// the pixels from `first_pixel` on; those before are left out, and must fill whole blocks. Returns "" or what went wrong.
+// the pixels from `first_pixel` on; those before are left out, and must fill whole blocks. u, and du with it, may be null. Returns "" or what went wrong.
 extern "C" const char* emulate_merge(const int64_t* shape, int is_backward, int dtype, int vector, int64_t first_pixel,
                                      unsigned seed, void* const* tensors) {
   static std::string result;

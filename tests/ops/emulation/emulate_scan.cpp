@@ -14,6 +14,7 @@ ScanShape shape_of(const int64_t* numbers) {
   ScanShape s{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6],
               static_cast<int>(numbers[7]), {}};
   for (int k = 0; k < 4; k++) s.codes[k] = static_cast<int>(numbers[8 + k]);
+  s.reads_out = numbers[12];
   return s;
 }
 
@@ -57,6 +58,7 @@ struct Scratch {
   }
 };
 
+// tensors: x lam logits h, and of a read-out u y; h and u may be null then.
 template <typename T>
 void forward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, void* const* tensors) {
   const int64_t pixels = (s.batch - first_image) * s.pixels(), size = sizeof(T);
@@ -64,11 +66,15 @@ void forward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, void
   watch("x", tensors[0], of_x, false);
   watch("lam", tensors[1], of_lam, false);
   watch("logits", tensors[2], pixels * s.directions * 3 * s.groups * size, false);
-  watch("h", tensors[3], of_lam, true);
+  if (tensors[3]) watch("h", tensors[3], of_lam, true);
+  if (s.reads_out && tensors[4]) watch("u", tensors[4], of_lam, false);
+  if (s.reads_out) watch("y", tensors[5], of_x, true);
   const int64_t before = first_image * s.pixels(), x_before = before * s.channels, before_lam = x_before * s.directions;
   const ForwardPointers<T> pointers{shifted<T>(tensors[0], x_before), shifted<T>(tensors[1], before_lam),
                                     shifted<T>(tensors[2], before * s.directions * 3 * s.groups),
-                                    shifted<T>(tensors[3], before_lam)};
+                                    shifted<T>(tensors[3], before_lam),
+                                    s.reads_out ? shifted<T>(tensors[4], before_lam) : nullptr,
+                                    s.reads_out ? shifted<T>(tensors[5], x_before) : nullptr};
   EmulatedLaunch launch = launch_from(first_image, s, plan);
   forward_scan<T>(s, plan, pointers, launch);
 }
@@ -78,9 +84,12 @@ void backward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, voi
   const int64_t pixels = (s.batch - first_image) * s.pixels(), size = sizeof(T);
   const int64_t logits = pixels * s.directions * 3 * s.groups;
   const int64_t of_x = pixels * s.channels * size, of_lam = of_x * s.directions;
-  const char* names[] = {"grad_h", "x", "lam", "logits", "h", "dx", "dlam", "dlogits"};
-  const int64_t bytes[] = {of_lam, of_x, of_lam, logits * size, of_lam, of_x, of_lam, logits * size};
-  for (int i = 0; i < 8; i++) watch(names[i], tensors[i], bytes[i], i >= 5);
+  const int count = s.reads_out ? 10 : 8;  // u and du come last, and may be null
+  const char* names[] = {s.reads_out ? "grad_y" : "grad_h", "x", "lam", "logits", "h", "dx", "dlam", "dlogits", "u", "du"};
+  const int64_t bytes[] = {s.reads_out ? of_x : of_lam, of_x, of_lam, logits * size, of_lam,
+                           of_x,                        of_lam, logits * size, of_lam, of_lam};
+  for (int i = 0; i < count; i++)
+    if (tensors[i]) watch(names[i], tensors[i], bytes[i], i >= 5 && i != 8);
   const int64_t before = first_image * s.pixels(), x_before = before * s.channels;
   const int64_t logits_before = before * s.directions * 3 * s.groups;
   EmulatedLaunch launch = launch_from(first_image, s, plan);
@@ -93,10 +102,12 @@ void backward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, voi
   if (dlogits_parts.data) launch.later.push_back(logits_before / 256);
   if ((dx_parts.data && x_before % 1024) || (dlogits_parts.data && logits_before % 256))
     throw std::invalid_argument("the image does not begin a block of a sum");
-  T* all[8];
-  for (int i = 0; i < 8; i++) all[i] = shifted<T>(tensors[i], bytes[i] / size / (s.batch - first_image) * first_image);
+  T* all[10] = {};
+  for (int i = 0; i < count; i++)
+    all[i] = shifted<T>(tensors[i], bytes[i] / size / (s.batch - first_image) * first_image);
   const BackwardPointers<T> pointers{all[0], all[1], all[2], all[3], all[4],
-                                     all[5], all[6], all[7], {},     dlogits_parts.data, 1, 1};
+                                     all[5], all[6], all[7], {},     dlogits_parts.data, 1, 1,
+                                     all[8], all[9]};
   backward_scan<T>(s, plan, pointers, dx_parts.data, launch);
 }
 
@@ -127,8 +138,17 @@ extern "C" void plan_scan(const int64_t* shape, int is_backward, int element_byt
   std::copy(std::begin(numbers), std::end(numbers), out);
 }
 
+// Whether the op would read out on the spot by that plan.
+extern "C" int ask_reads_out_well(const int64_t* shape, int is_backward, int element_bytes, int64_t alignment,
+                              int multiprocessors, int shared_per_block) {
+  const ScanShape s = shape_of(shape);
+  const DeviceLimits device{multiprocessors, shared_per_block};
+  return reads_out_well(s, is_backward, element_bytes, alignment, device,
+                        make_plan(s, is_backward, element_bytes, alignment, device));
+}
+
 // dtype: 0 float32, 1 bfloat16, 2 float16. tensors: x lam logits h, or grad_h x lam logits h dx dlam dlogits, of the images
-// from `first_image` on; those before are left out.
+// from `first_image` on; those before are left out. Of a read-out also u y, or grad_y in the place of grad_h and u du.
 // Returns "" or what went wrong.
 extern "C" const char* emulate_scan(const int64_t* shape, int is_backward, int dtype, int64_t alignment,
                                     const int* wanted, int64_t first_image, unsigned seed, void* const* tensors) {

@@ -39,6 +39,7 @@ struct EmulatedLaunch {
 // Where a tensor would begin whose element number `elements` is the first at `data`.
 template <typename T>
 T* shifted(void* data, int64_t elements) {
+  if (!data) return nullptr;
   return reinterpret_cast<T*>(reinterpret_cast<intptr_t>(data) - elements * static_cast<int64_t>(sizeof(T)));
 }
 

@@ -1,0 +1,70 @@
+// What the CUDA entries of the scan, and of scan and read-out in one, share.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+#include <vector>
+
+#include "cuda_entry.cuh"
+#include "scan_launch.cuh"
+
+namespace gspn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Defined in scan_cuda_float32.cu and its siblings.
+template <>
+void launch_forward<float>(const ScanShape&, const ScanPlan&, const ForwardPointers<float>&, cudaStream_t);
+template <>
+void launch_forward<bfloat16>(const ScanShape&, const ScanPlan&, const ForwardPointers<bfloat16>&, cudaStream_t);
+template <>
+void launch_forward<float16>(const ScanShape&, const ScanPlan&, const ForwardPointers<float16>&, cudaStream_t);
+template <>
+void launch_backward<float>(const ScanShape&, const ScanPlan&, const BackwardPointers<float>&, float*,
+                          cudaStream_t);
+template <>
+void launch_backward<bfloat16>(const ScanShape&, const ScanPlan&, const BackwardPointers<bfloat16>&, float*,
+                             cudaStream_t);
+template <>
+void launch_backward<float16>(const ScanShape&, const ScanPlan&, const BackwardPointers<float16>&, float*,
+                            cudaStream_t);
+
+// scan_cuda.cu
+Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vector<int64_t> directions,
+            int64_t segment, int64_t normalization);
+std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Tensor& x, const Tensor& lam,
+                                                 const Tensor& logits, const Tensor& h,
+                                                 std::vector<int64_t> directions, int64_t segment,
+                                                 int64_t normalization);
+
+// merge_cuda.cu; without u every gate is 1, and there is no du.
+Tensor merge_states(const Tensor& h, const Tensor* u);
+std::tuple<Tensor, Tensor> merge_states_backward(const Tensor& grad_y, const Tensor& h, const Tensor* u);
+
+inline DeviceLimits checked_limits(const ScanShape& s, const Tensor& x) {
+  constexpr int64_t most = INT32_MAX;
+  STD_TORCH_CHECK(s.pixels() <= most && s.directions * 3 * s.channels * 4 <= most,
+                  "gspn: on CUDA a map has at most 2^31 - 1 pixels and 178,956,970 / K channels");
+  DeviceLimits device{};
+  check_cuda(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index()));
+  check_cuda(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                    x.get_device_index()));
+  return device;
+}
+
+inline void check_lanes(const ScanPlan& plan) {
+  STD_TORCH_CHECK(plan.blocks <= INT32_MAX / plan.lanes, "gspn: the scan needs more than 2^31 - 1 lanes; split the batch");
+}
+
+inline Tensor scratch(const Tensor& like, int64_t elements) {
+  return torch::stable::new_empty(like, {elements}, ScalarType::Float);
+}
+
+inline float* floats(const Tensor& tensor) {
+  return tensor.numel() > 0 ? static_cast<float*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+}  // namespace gspn
