@@ -87,10 +87,11 @@ class LabelEmbedding(nn.Embedding):
 
 
 class MLP(nn.Module):
-    """Two layers with GELU between."""
+    """Two layers with GELU between: by tanh as in DiT, or exact ("none")."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, approximate: str = "tanh") -> None:
         super().__init__()
+        self.approximate = approximate
         self.hidden = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
 
@@ -99,7 +100,7 @@ class MLP(nn.Module):
         xavier_(self.out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(F.gelu(self.hidden(x), approximate="tanh"))  # (B, H, W, C)
+        return self.out(F.gelu(self.hidden(x), approximate=self.approximate))  # (B, H, W, C)
 
 
 class SwiGLU(nn.Module):

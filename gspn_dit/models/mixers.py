@@ -120,7 +120,14 @@ def depthwise_conv(width: int, kernel_size: int, bias: bool) -> nn.Module:
     return DepthwiseConv(width, kernel_size, bias) if kernel_size else nn.Identity()
 
 
-class DepthwiseConv(nn.Conv2d):
+class TokenConv(nn.Conv2d):
+    """A convolution over channels-last tokens (B, H, W, C)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels_last memory
+
+
+class DepthwiseConv(TokenConv):
     """A depthwise convolution over channels-last tokens (B, H, W, C), zero-padded to the same size."""
 
     def __init__(self, width: int, kernel_size: int, bias: bool) -> None:
@@ -134,6 +141,3 @@ class DepthwiseConv(nn.Conv2d):
                 self.weight[:, :, self.kernel_size[0] // 2, self.kernel_size[1] // 2] += 1
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # views of channels_last memory
