@@ -254,10 +254,23 @@ def load_model(
     The third result holds step, images_seen, ema (whether these are the averaged weights), path (of the
     checkpoint) and hash (SHA-256 of the weights' file). Raises `UserError` if `path` is neither, or damaged.
     """
+    return load_network(path, create_model, load_config, ema=ema, device=device)
+
+
+def load_network(
+    path: str | Path,
+    create: Callable[..., nn.Module],
+    load: Callable[[Path], Any],
+    *,
+    ema: bool = True,
+    device: str | torch.device = "cpu",
+) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """`load_model` for a kind of run: `create` builds its networks, `load` reads its configs and refuses others'."""
     folder = find_checkpoint(path)
     state = read_state(folder)
+    config = load(folder / "config.yaml")
     weights = weights_file(folder, state, ema)
-    model = create_model(**state["model"])
+    model = create(**state["model"])
     load_weights(model, weights)
     info = {
         "step": state["step"],
@@ -266,4 +279,4 @@ def load_model(
         "path": str(folder),
         "hash": state["files"][weights.name]["sha256"],
     }
-    return model.to(device).eval(), load_config(folder / "config.yaml"), info
+    return model.to(device).eval(), config, info

@@ -5,7 +5,7 @@ The resolved copy is saved in the run folder and in every checkpoint. Imports no
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ import yaml
 
 from gspn_dit import schema
 from gspn_dit.errors import UserError
-from gspn_dit.files import describe_file, replacing
+from gspn_dit.files import replacing
 from gspn_dit.models.settings import ModelConfig
 from gspn_dit.schema import Place
 
@@ -71,8 +71,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How the model is trained."""
+class TrainingConfig:
+    """How a network is trained, whatever it learns."""
 
     steps: int
     """Optimiser steps of the whole run."""
@@ -80,9 +80,6 @@ class TrainConfig:
     """Images per step, over all processes."""
     micro_batch: int | None = None
     """Images per forward and process; the gradient of a step is accumulated over them. null: all at once."""
-    memory: str | None = None
-    """A name in memory_presets, which then supplies micro_batch and checkpoint_activations where they are
-    not set."""
     learning_rate: float = 1e-4
     """Rate of AdamW after the warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -99,8 +96,6 @@ class TrainConfig:
     """Largest norm of the gradient; null for no clipping."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights; early on it is at most (1 + step) / (10 + step)."""
-    class_dropout: float = 0.1
-    """Share of labels replaced by the null label, for guidance."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of forward and backward; weights, optimiser and EMA are always float32."""
     seed: int = 0
@@ -111,21 +106,32 @@ class TrainConfig:
     """Checkpoints that are kept; older ones are removed."""
     log_every: int = 50
     """Steps between rows of metrics.jsonl."""
-    sample_every: int = 0
-    """Steps between sample grids; 0 for none but the last."""
     validate_every: int = 0
-    """Steps between losses of the EMA weights on held-out images (see gspn_dit/evaluation/validation.py), if
-    there are any: data.kind says which. The last step always has one; 0 for none between."""
-    validation_images: int = 512
-    """Held-out images of a validation, or all where they are fewer; 0 for no validation."""
+    """Steps between validations of the EMA weights on held-out images (of a diffusion model: data.kind says which,
+    gspn_dit/evaluation/validation.py how). The last step always has one; 0 for none between."""
     compile: bool = False
     """Compile the model with torch.compile."""
-    init_from: Place | None = None
-    """A run, checkpoint folder or hub id whose EMA weights a new run starts from."""
     tensorboard: bool = True
     """Also write the metrics to run_dir/tensorboard."""
     wandb: str | None = None
     """Also send the metrics to this Weights & Biases project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingConfig):
+    """How a diffusion model is trained."""
+
+    memory: str | None = None
+    """A name in memory_presets, which then supplies micro_batch and checkpoint_activations where they are
+    not set."""
+    class_dropout: float = 0.1
+    """Share of labels replaced by the null label, for guidance."""
+    sample_every: int = 0
+    """Steps between sample grids; 0 for none but the last."""
+    validation_images: int = 512
+    """Held-out images of a validation, or all where they are fewer; 0 for no validation."""
+    init_from: Place | None = None
+    """A run, checkpoint folder or hub id whose EMA weights a new run starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +196,7 @@ SEEDS = 2**63
 """Seeds are below this: a key of gspn_dit/random.py holds them as int64."""
 
 # (key, whether a value is good, what was expected)
-RULES = (
-    ("data.size", lambda v: v is None or v >= 1, "at least 1, or null"),
-    ("data.held_out", lambda v: 0 <= v < 1, "in [0, 1)"),
+TRAINING_RULES = (
     ("train.steps", lambda v: v >= 1, "at least 1"),
     ("train.batch_size", lambda v: v >= 1, "at least 1"),
     ("train.micro_batch", lambda v: v is None or v >= 1, "at least 1, or null"),
@@ -203,13 +207,18 @@ RULES = (
     ("train.weight_decay", lambda v: v >= 0, "at least 0"),
     ("train.clip", lambda v: v is None or v > 0, "above 0, or null"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ("train.class_dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("train.seed", lambda v: 0 <= v < SEEDS, "from 0 to 2**63 - 1"),
     ("train.checkpoint_every", lambda v: v >= 0, "at least 0"),
     ("train.keep_last", lambda v: v >= 1, "at least 1"),
     ("train.log_every", lambda v: v >= 1, "at least 1"),
-    ("train.sample_every", lambda v: v >= 0, "at least 0"),
     ("train.validate_every", lambda v: v >= 0, "at least 0"),
+)
+RULES = (
+    *TRAINING_RULES,
+    ("data.size", lambda v: v is None or v >= 1, "at least 1, or null"),
+    ("data.held_out", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("train.class_dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ("train.sample_every", lambda v: v >= 0, "at least 0"),
     ("train.validation_images", lambda v: v >= 0, "at least 0"),
     ("sample.steps", lambda v: v >= 1, "at least 1"),
     ("sample.cfg_scale", lambda v: v >= 1, "at least 1.0 (1.0 is no guidance)"),
@@ -233,57 +242,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises `UserError` that names the file or the key, what was expected, and the nearest valid name.
     """
-    path = Path(path)
-    mapping = read_yaml(path)
-    for override in overrides:
-        apply_override(mapping, override)
-    try:
-        return parse_config(mapping)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return schema.load(path, overrides, parse_config)
 
 
 def parse_config(mapping: dict[str, Any]) -> Config:
     """A checked `Config` from plain YAML types."""
+    if "augment" in mapping:
+        raise UserError("it is for a classifier, not a diffusion model: see gspn_dit/classification")
     config = resolve_memory(schema.build(Config, mapping))
     check(config)
     return config
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; `UserError` when it is missing, not YAML, or empty."""
-    try:
-        content = schema.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        found = f"it is {describe_file(path)}" if path.exists() else error.strerror
-        raise UserError(f"cannot read config {path}: {found}; see configs/") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        kind = describe_file(path)
-        found = "" if kind == "a text" else f"it is {kind}: "
-        raise UserError(f"{path} is not valid YAML: {found}{' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not content:
-        content = content.value if isinstance(content, schema.Written) else content
-        found = "is empty" if content in (None, {}) else f"holds {type(content).__name__}"
-        raise UserError(f"{path} {found}: expected a mapping with run_dir, model, data and train")
-    return content
-
-
-def apply_override(mapping: dict[str, Any], override: str) -> None:
-    """Set `key.path=value` in a nested mapping; the value is read as YAML, and taken as written for a string."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override '{override}': expected key.path=value, e.g. train.steps=200")
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents):
-        below = mapping.setdefault(parent, {})
-        if isinstance(below, schema.Written) and isinstance(
-            below.value, dict
-        ):  # of an override before this one
-            below = mapping[parent] = below.value
-        if not isinstance(below, dict):
-            raise UserError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' has no keys below it")
-        mapping = below
-    mapping[last] = schema.parse_value(text)
 
 
 def resolve_memory(config: Config) -> Config:
@@ -305,16 +273,21 @@ def resolve_memory(config: Config) -> Config:
 
 def check(config: Config) -> None:
     """Raise `UserError` for a value out of range or a combination that cannot work."""
+    check_rules(config, RULES)
+    check_diffusion(config)
+    check_data(config.data)
+
+
+def check_rules(config: Any, rules: Sequence[tuple[str, Callable[[Any], bool], str]]) -> None:
+    """Raise `UserError` for a value out of range, or a micro-batch that the batch has no whole number of."""
     values = dict(schema.flatten(config))
-    for key, good, expected in RULES:
+    for key, good, expected in rules:
         if not good(values[key]):
             raise UserError(f"{key}: expected {expected}, got {values[key]!r}")
     train = config.train
     if train.micro_batch is not None and train.batch_size % min(train.micro_batch, train.batch_size):
         expected = f"a divisor of train.batch_size, {train.batch_size}"
         raise UserError(f"train.micro_batch: expected {expected}, got {train.micro_batch}")
-    check_diffusion(config)
-    check_data(config.data)
 
 
 def check_diffusion(config: Config) -> None:
@@ -361,17 +334,17 @@ def check_data(data: DataConfig) -> None:
         raise UserError(f"data.autoencoder: expected null for pixels, got {data.autoencoder!r}")
 
 
-def to_mapping(config: Config) -> dict[str, Any]:
-    """The config as plain YAML types; `parse_config` reads it back."""
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config, of whatever kind, as plain YAML types; what parses its kind reads it back."""
     return schema.to_plain(config)
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     """The config as `save_config` writes it."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False)
 
 
-def save_config(config: Config, path: str | Path) -> None:
+def save_config(config: Any, path: str | Path) -> None:
     """Write the resolved config as YAML, whole or not at all."""
     with replacing(path) as file:
         file.write(to_yaml(config).encode())

@@ -11,14 +11,15 @@ import inspect
 import itertools
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import at_home
+from gspn_dit.files import at_home, describe_file
 
 NULLS = ("", "~", "null", "Null", "NULL")
 """How YAML writes null."""
@@ -104,6 +105,52 @@ NAMES = {
     Place: "a path",
     type(None): "null",
 }
+
+
+def load(path: str | Path, overrides: Sequence[str], make: Callable[[dict[str, Any]], T]) -> T:
+    """What `make` makes of a YAML file's mapping with `key.path=value` overrides; its `UserError` names the file."""
+    path = Path(path)
+    mapping = read_yaml(path)
+    for override in overrides:
+        apply_override(mapping, override)
+    try:
+        return make(mapping)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; `UserError` when it is missing, not YAML, or empty."""
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        found = f"it is {describe_file(path)}" if path.exists() else error.strerror
+        raise UserError(f"cannot read config {path}: {found}; see configs/") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        kind = describe_file(path)
+        found = "" if kind == "a text" else f"it is {kind}: "
+        raise UserError(f"{path} is not valid YAML: {found}{' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        content = content.value if isinstance(content, Written) else content
+        found = "is empty" if content in (None, {}) else f"holds {type(content).__name__}"
+        raise UserError(f"{path} {found}: expected a mapping with run_dir, model, data and train")
+    return content
+
+
+def apply_override(mapping: dict[str, Any], override: str) -> None:
+    """Set `key.path=value` in a nested mapping; the value is read as YAML, and taken as written for a string."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}': expected key.path=value, e.g. train.steps=200")
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        below = mapping.setdefault(parent, {})
+        if isinstance(below, Written) and isinstance(below.value, dict):  # of an override before this one
+            below = mapping[parent] = below.value
+        if not isinstance(below, dict):
+            raise UserError(f"override '{override}': '{'.'.join(parents[: depth + 1])}' has no keys below it")
+        mapping = below
+    mapping[last] = parse_value(text)
 
 
 def build(cls: type[T], mapping: Any, prefix: str = "") -> T:
@@ -242,10 +289,11 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The string that follows each field in the source of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    """The string that follows each field in the source of a dataclass, or of one that it extends."""
     docs = {}
-    for statement, following in itertools.pairwise(body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            docs[statement.target.id] = " ".join(following.value.value.split())
+    for owner in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+        for statement, following in itertools.pairwise(body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+                docs[statement.target.id] = " ".join(following.value.value.split())
     return docs

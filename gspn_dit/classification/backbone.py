@@ -31,9 +31,7 @@ def create_backbone(
 
     Raises ValueError for an unknown name or setting, or a value out of range.
     """
-    return Backbone(
-        resolve_backbone(name, num_classes=num_classes, features_only=features_only, **settings)
-    )
+    return Backbone(resolve_backbone(name, num_classes=num_classes, features_only=features_only, **settings))
 
 
 class FeatureInfo(list):

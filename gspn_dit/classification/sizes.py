@@ -10,9 +10,27 @@ from gspn_dit.schema import suggestion
 
 # The published configurations (arXiv 2501.12381, its ImageNet backbone).
 _SIZES = {
-    "gspn_tiny": {"width": 96, "depths": (2, 2, 7, 2), "rank": 8, "global_stages": (2, 3), "drop_path_rate": 0.2},
-    "gspn_small": {"width": 108, "depths": (5, 5, 10, 2), "rank": 16, "global_stages": (3,), "drop_path_rate": 0.4},
-    "gspn_base": {"width": 120, "depths": (4, 4, 15, 4), "rank": 8, "global_stages": (2, 3), "drop_path_rate": 0.5},
+    "gspn_tiny": {
+        "width": 96,
+        "depths": (2, 2, 7, 2),
+        "rank": 8,
+        "global_stages": (2, 3),
+        "drop_path_rate": 0.2,
+    },
+    "gspn_small": {
+        "width": 108,
+        "depths": (5, 5, 10, 2),
+        "rank": 16,
+        "global_stages": (3,),
+        "drop_path_rate": 0.4,
+    },
+    "gspn_base": {
+        "width": 120,
+        "depths": (4, 4, 15, 4),
+        "rank": 8,
+        "global_stages": (2, 3),
+        "drop_path_rate": 0.5,
+    },
 }
 BACKBONE_NAMES = tuple(_SIZES)
 STAGES = 4
@@ -83,7 +101,9 @@ class BackboneSettings(BackboneConfig):
 
     def to_dict(self) -> dict:
         """Plain types, for JSON; `create_backbone(**settings.to_dict())` builds the same network."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
 
 # (key, whether a value is good, what was expected)
@@ -101,7 +121,7 @@ _RULES = (
 
 
 def resolve_backbone(name: str, **overrides) -> BackboneSettings:
-    """Fill in the defaults of the named size and check the whole; ValueError names the setting and what was expected."""
+    """Fill in the defaults of the named size, check the whole; ValueError says which setting and what was expected."""
     if name not in _SIZES:
         raise ValueError(f"backbone name is {name!r}; {suggestion(str(name), BACKBONE_NAMES)}")
     given = {key: value for key, value in overrides.items() if value is not None}

@@ -7,6 +7,7 @@ number of processes, nor the micro-batch, nor an interruption changes a draw.
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,8 +17,25 @@ from gspn_dit.data.order import EpochOrder
 from gspn_dit.random import CONTRAST, DROPOUT, NOISE, TIME, seed_of
 
 
+class Tensors:
+    """For a dataclass of tensors, or None: what training does with a batch whatever it holds."""
+
+    def to(self, device: torch.device) -> Self:
+        """A copy on a device; the transfer overlaps with work there when the batch is pinned."""
+        return type(self)(
+            **{name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}
+        )
+
+    def pin_memory(self) -> Self:
+        return type(self)(**{name: value.pin_memory() for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What it holds, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(Tensors):
     """The images of one forward pass."""
 
     x: torch.Tensor
@@ -31,19 +49,8 @@ class Batch:
     contrast: torch.Tensor | None = None
     """(n, C, H, W) float32, what to predict for another image of the step; None where nobody asks for it"""
 
-    def to(self, device: torch.device) -> "Batch":
-        """A copy on a device; the transfer overlaps with work there when the batch is pinned."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
 
-    def pin_memory(self) -> "Batch":
-        return Batch(**{name: value.pin_memory() for name, value in self.tensors().items()})
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What it holds, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-class Batches:
+class Shares:
     """One process's share of every step, in micro-batches, drawn one step ahead by a thread."""
 
     def __init__(
@@ -52,19 +59,12 @@ class Batches:
         *,
         batch_size: int,
         micro_batch: int | None,
-        class_dropout: float,
-        times: Callable[[torch.Tensor], torch.Tensor],
-        contrast: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         seed: int,
         rank: int = 0,
         processes: int = 1,
         pin: bool = False,
     ) -> None:
-        """`batch_size` counts all processes, which must divide it; `micro_batch` is of this process.
-
-        `times` maps uniform numbers (n,) float64 in [0, 1) to times of the diffusion. `contrast` maps images and
-        their noise, both (n, C, H, W), to what `Batch.contrast` holds; it takes two images a step or more.
-        """
+        """`batch_size` counts all processes, which must divide it; `micro_batch` is of this process."""
         if batch_size % processes:
             raise ValueError(f"batch_size: expected a multiple of processes, {processes}, got {batch_size}")
         self.dataset = dataset
@@ -72,14 +72,11 @@ class Batches:
         self.batch_size = batch_size
         self.local = batch_size // processes
         self.micro_batch = min(micro_batch or self.local, self.local)
-        self.class_dropout = class_dropout
-        self.times = times
-        self.contrast = contrast
         self.seed = seed
         self.rank = rank
         self.pin = pin
 
-    def __call__(self, start: int, stop: int) -> Iterator[list[Batch]]:
+    def __call__(self, start: int, stop: int) -> Iterator[list[Tensors]]:
         """The micro-batches of steps `start` to `stop` - 1."""
         with ThreadPoolExecutor(1, "batches") as pool:
             ahead: Future = pool.submit(self.step, start)
@@ -89,12 +86,42 @@ class Batches:
                     ahead = pool.submit(self.step, step + 1)
                 yield ready
 
-    def step(self, step: int) -> list[Batch]:
+    def step(self, step: int) -> list[Tensors]:
         """This process's micro-batches of one step."""
-        first = step * self.batch_size + self.rank * self.local
-        numbers = np.arange(first, first + self.local)
-        batches = [self.draw(part) for part in chunks(numbers, self.micro_batch)]
+        batches = [self.draw(part) for part in self.numbers(step)]
         return [batch.pin_memory() for batch in batches] if self.pin else batches
+
+    def numbers(self, step: int) -> list[np.ndarray]:
+        """The numbers in training, each (n,) int64, of the images of this process's micro-batches."""
+        first = step * self.batch_size + self.rank * self.local
+        return list(chunks(np.arange(first, first + self.local), self.micro_batch))
+
+    def draw(self, numbers: np.ndarray) -> Tensors:
+        """The images with these numbers (n,) int64 and everything they draw."""
+        raise NotImplementedError  # abstract: what is drawn is for what is learned
+
+
+class Batches(Shares):
+    """The batches of a diffusion model."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        class_dropout: float,
+        times: Callable[[torch.Tensor], torch.Tensor],
+        contrast: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        **shares: Any,
+    ) -> None:
+        """`shares` is what `Shares` takes.
+
+        `times` maps uniform numbers (n,) float64 in [0, 1) to times of the diffusion. `contrast` maps images and
+        their noise, both (n, C, H, W), to what `Batch.contrast` holds; it takes two images a step or more.
+        """
+        super().__init__(dataset, **shares)
+        self.class_dropout = class_dropout
+        self.times = times
+        self.contrast = contrast
 
     def draw(self, numbers: np.ndarray) -> Batch:
         """The images with these numbers (n,) int64 and everything they draw."""

@@ -113,15 +113,16 @@ def refuse_unreadable(error: OSError) -> None:
     raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
-def read_image(path: str | Path, size: int) -> np.ndarray:
-    """Read, convert to RGB and crop as ADM does: (size, size, 3) uint8.
+def read_image(path: str | Path, size: int | None) -> np.ndarray:
+    """Read, convert to RGB and crop as ADM does: (size, size, 3) uint8; the whole (H, W, 3) for a size of None.
 
     EXIF orientation is not applied and alpha is dropped, as in ADM. Raises `UnreadableImage`.
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             image.load()
-            return np.asarray(center_crop(to_rgb(image), size))
+            image = to_rgb(image)
+            return np.asarray(image if size is None else center_crop(image, size))
     except Exception as error:
         # A broken file makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -204,8 +204,8 @@ def read_all(paths: Sequence[str], files: Sequence[Path], size: int) -> tuple[to
     return pixels, content_key(parts)
 
 
-def read_pixels(file: Path, size: int) -> torch.Tensor:
-    """One image (3, size, size) uint8; `UserError` when it cannot be read."""
+def read_pixels(file: Path, size: int | None) -> torch.Tensor:
+    """One image (3, size, size) uint8, the whole of it for a size of None; `UserError` when it cannot be read."""
     try:
         return torch.from_numpy(read_image(file, size).transpose(2, 0, 1).copy())
     except UnreadableImage as error:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from gspn_dit.config import Config, DataConfig, TrainConfig
+from gspn_dit.config import Config, DataConfig, TrainingConfig
 from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.data.mnist import Digits
 from gspn_dit.data.pixels import training_pixels
@@ -124,7 +124,7 @@ def block_classes(model: nn.Module) -> list[str]:
     return sorted({name for module in model.modules() if (name := type(module).__name__).endswith("Block")})
 
 
-def create_accelerator(config: TrainConfig) -> Accelerator:
+def create_accelerator(config: TrainingConfig) -> Accelerator:
     """Device and processes as the launcher says; `UserError` when the batch cannot be shared among them."""
     # DDP takes the stride of an axis of length one (a depthwise kernel's) for a difference in layout.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -136,10 +136,20 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def create_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel where the device has it."""
+def create_optimizer(
+    model: nn.Module, config: TrainingConfig, device: torch.device, *, decay_all: bool = True
+) -> torch.optim.AdamW:
+    """AdamW, in one fused kernel where the device has it.
+
+    Without `decay_all` there is no weight decay on what has one axis: biases and the scales of norms.
+    """
+    parameters: Any = list(model.parameters())
+    if not decay_all:
+        flat = [parameter for parameter in parameters if parameter.dim() <= 1]
+        decayed = [parameter for parameter in parameters if parameter.dim() > 1]
+        parameters = [{"params": decayed}, {"params": flat, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        model.parameters(),
+        parameters,
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,

@@ -144,24 +144,37 @@ def open_wandb(config: Config) -> Any:
 
 
 def plot_loss(run_dir: str | Path) -> Path:
-    """Draw loss.png from metrics.jsonl: each row, a running mean over a twentieth of the run, and validation."""
+    """Draw loss.png from metrics.jsonl: each row, a running mean over a twentieth of the run, and validation.
+
+    Of a classifier, whose rows have it, also the share of held-out images that it is right about.
+    """
     # Speed: matplotlib takes a second, and is used once, at the end.
     from matplotlib.figure import Figure
 
     run_dir = Path(run_dir)
     rows = read_metrics(run_dir / "metrics.jsonl")
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    right = [(row["step"], row["validation_top1"]) for row in rows if "validation_top1" in row]
+    figure = Figure(figsize=(12 if right else 7, 4), layout="constrained")
+    axes, *others = figure.subplots(1, 2 if right else 1, squeeze=False)[0]
     axes.plot(steps, losses, color="0.75", linewidth=1, label="logged")
     axes.plot(steps, running_mean(losses, max(1, len(losses) // 20)), color="C0", label="running mean")
     measured = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
     if measured:
-        axes.plot(*zip(*measured, strict=True), color="C1", marker=".", label="validation (squared error)")
+        axes.plot(
+            *zip(*measured, strict=True),
+            color="C1",
+            marker=".",
+            label=f"validation ({'cross-entropy' if right else 'squared error'})",
+        )
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.set_title(printable(run_dir.name), parse_math=False)  # a $ in a name is one
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    for beside in others:
+        beside.plot(*zip(*right, strict=True), color="C1", marker=".")
+        beside.set(xlabel="step", ylabel="top-1 on held-out images", title=f"at the end {right[-1][1]:.2%}")
+        beside.grid(alpha=0.3)
     with replacing(run_dir / "loss.png") as file:
         figure.savefig(file, format="png", dpi=120)
     return run_dir / "loss.png"

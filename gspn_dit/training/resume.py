@@ -5,7 +5,6 @@ from typing import Any
 
 from gspn_dit import schema
 from gspn_dit.checkpoint import read_state
-from gspn_dit.config import Config
 from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.errors import UserError
 from gspn_dit.models.settings import resolve_settings
@@ -17,6 +16,7 @@ HARMLESS = {
     "data.path",
     "data.autoencoder",
     "data.validation",
+    "data.workers",
     "train.steps",
     "train.micro_batch",
     "train.memory",
@@ -36,8 +36,11 @@ READ_BY = ("heads", "norm", "time_scale", "time_frequencies", "mlp_norm_eps")
 """Settings of a model without which its weights are not the same function, and that no shape tells."""
 
 
-def check_same_run(folder: Path, before: Config, now: Config) -> None:
-    """Raise `UserError` naming the first key that checkpoint `folder` was trained with otherwise."""
+def check_same_run(folder: Path, before: Any, now: Any) -> None:
+    """Raise `UserError` naming the first key that checkpoint `folder` was trained with otherwise.
+
+    The two are configs of one kind.
+    """
     old = dict(schema.flatten(before))
     for key, value in schema.flatten(now):
         harmless = key in HARMLESS or key.startswith(("sample.", "eval."))

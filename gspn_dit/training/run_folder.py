@@ -1,12 +1,14 @@
 """Whether a folder may become, or go on as, that of a run: nothing of the user's is overwritten there."""
 
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from gspn_dit.checkpoint import RECORDS, checkpoints
-from gspn_dit.config import Config, TrainConfig, load_config, to_yaml
+from gspn_dit.config import Config, TrainingConfig, load_config, to_yaml
 from gspn_dit.errors import UserError
 from gspn_dit.files import existing, refuse_inputs
 
@@ -20,11 +22,21 @@ def check_run_dir(config: Config) -> None:
         inputs.append(("train.init_from", held if held.is_dir() else source))
         if held.is_dir() and run_dir.exists() and run_dir.samefile(source):
             raise UserError(f"run_dir {run_dir} is train.init_from itself: give a new run another folder")
+    check_folder(run_dir, inputs, load_config)
+
+
+def check_folder(
+    run_dir: Path, inputs: Iterable[tuple[str, str | Path | None]], load: Callable[[Path], Any]
+) -> None:
+    """Raise `UserError` for a run_dir that is one of the inputs, or holds what is not of a training.
+
+    `load` reads a config of the run's kind.
+    """
     refuse_inputs("run_dir", run_dir, [(name, path) for name, path in inputs if path])
     for name, what in (("state.json", "a released model or a checkpoint"), ("manifest.json", "latents")):
         if (run_dir / name).exists():
             raise UserError(f"run_dir {run_dir} holds {what} ({name}): choose another folder")
-    if begun(run_dir):
+    if begun(run_dir, load):
         return
     for name in RECORDS:
         if (run_dir / name).exists():
@@ -33,18 +45,18 @@ def check_run_dir(config: Config) -> None:
             )
 
 
-def begun(run_dir: Path) -> bool:
+def begun(run_dir: Path, load: Callable[[Path], Any]) -> bool:
     """Whether a folder is that of a run: one with checkpoints or metrics, or killed before it had any."""
     if checkpoints(run_dir) or (run_dir / "metrics.jsonl").exists():
         return True
     written = run_dir / "config.yaml"
     try:
-        return written.read_text(encoding="utf-8") == to_yaml(load_config(written))
+        return written.read_text(encoding="utf-8") == to_yaml(load(written))
     except (OSError, UserError, UnicodeDecodeError, yaml.YAMLError):
         return False
 
 
-def check_room(run_dir: Path, parameters: int, train: TrainConfig, step: int) -> str | None:
+def check_room(run_dir: Path, parameters: int, train: TrainingConfig, step: int) -> str | None:
     """A warning where the disk will fill up before the end of a run; `UserError` where no checkpoint fits at all.
 
     A checkpoint has the weights, their average and AdamW's two moments, in float32.

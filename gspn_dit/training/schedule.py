@@ -2,10 +2,10 @@
 
 import math
 
-from gspn_dit.config import TrainConfig
+from gspn_dit.config import TrainingConfig
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
+def learning_rate(step: int, config: TrainingConfig) -> float:
     """Rate of step 0, 1, ...: linear warm-up, then constant or half a cosine that ends with the run."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -16,7 +16,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_learning_rate + weight * (config.learning_rate - config.min_learning_rate)
 
 
-def rate_change(before: TrainConfig, now: TrainConfig, step: int) -> str | None:
+def rate_change(before: TrainingConfig, now: TrainingConfig, step: int) -> str | None:
     """What another train.steps does to the rate of a run that continues after `step` steps; None for nothing."""
     if now.schedule == "constant" or before.steps == now.steps or step >= now.steps:
         return None

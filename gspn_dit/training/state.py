@@ -9,7 +9,7 @@ from torch import nn
 
 from gspn_dit.checkpoint import Writer, checkpoint_name, read_state
 from gspn_dit.checks import not_finite
-from gspn_dit.config import Config, save_config
+from gspn_dit.config import save_config
 from gspn_dit.models.weights import load_weights, read_tensors, save_tensors, shard_like, whole
 from gspn_dit.training.ema import EMA
 
@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def save_checkpoint(
     run_dir: str | Path,
     *,
-    config: Config,
+    config: Any,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     ema: EMA,
@@ -74,11 +74,13 @@ def load_training_state(
     ema.copy_from_model()
     load_weights(model, folder / "model.safetensors")
     moments = read_tensors(folder / "optimizer.safetensors")
-    groups = optimizer.state_dict()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.state_dict()  # which numbers parameters by their place in the groups
     groups["state"] = {
-        index: {moment: shard_like(moments[f"{moment}.{name}"], parameter) for moment in MOMENTS}
+        index: {moment: shard_like(moments[f"{moment}.{names[parameter]}"], parameter) for moment in MOMENTS}
         | {"step": torch.tensor(float(state["step"]))}
-        for index, (name, parameter) in enumerate(model.named_parameters())
+        for index, parameter in enumerate(parameters)
     }
     optimizer.load_state_dict(groups)
     return state

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 
 
-
 def plain_backbone(weights, depths, is_global, x, *, strides, names=("right", "left", "down", "up")):
     """Logits and the four maps; `weights` by the network's names, `is_global(stage, block)`."""
     x = conv(weights, "stem.conv1", x, strides[0])

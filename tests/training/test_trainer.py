@@ -13,7 +13,7 @@ from gspn_dit.config import TrainConfig
 from gspn_dit.data.batches import Batches
 from gspn_dit.data.mnist import Digits
 from gspn_dit.errors import UserError
-from gspn_dit.training import trainer
+from gspn_dit.files import claimed
 from gspn_dit.training.ema import EMA, decay_at
 from gspn_dit.training.schedule import learning_rate, rate_change
 from gspn_dit.training.trainer import Trainer
@@ -242,7 +242,7 @@ def test_a_changed_config_is_refused(train_run, override, message):
 
 def test_a_folder_in_use_is_refused(train_run, tmp_path):
     who = r"run is in use by process \d+ on \S+ since 20\S+ \S+: wait for it"
-    with trainer.claimed(tmp_path / "run"), pytest.raises(UserError, match=who):
+    with claimed(tmp_path / "run"), pytest.raises(UserError, match=who):
         train_run("run")
 
 
