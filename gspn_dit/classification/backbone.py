@@ -85,7 +85,7 @@ class BackboneMixer(nn.Module):
 
     def initialize_weights(self) -> None:
         fan_in_normal_(self.proj_in.weight)
-        self.conv.draw_weights("random")
+        self.conv.draw_weights("identity")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.core(self.conv(self.proj_in(x)))  # (B, H, W, D)
@@ -186,12 +186,14 @@ class Backbone(nn.Module):
         return self.head
 
     def initialize_weights(self) -> None:
-        """Unit variance in, unit variance out, and every residual branch at zero: each block is the identity."""
+        """Unit variance in, unit variance out, and every residual branch at zero: each block is the identity.
+
+        The 7x7 starts near the identity, which in DiG's networks was worth a third of the FID.
+        """
         for module in self.modules():
-            if isinstance(module, TokenConv):
+            if type(module) is TokenConv:  # of the stem, and between stages
                 fan_in_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
             elif module is not self and hasattr(module, "initialize_weights"):
                 module.initialize_weights()
         for module in self.modules():
