@@ -63,18 +63,18 @@ def check(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """The scores of a run on a folder, as JSON types; None on all processes but the main one."""
     # Speed: a bad argument is rejected without waiting for torch.
-    from gspn_dit.checkpoint import find_checkpoint, read_state
+    from gspn_dit.checkpoint import read_state
     from gspn_dit.classification.classifier import load_classifier
     from gspn_dit.classification.pictures import Pictures, pictures_of_run
     from gspn_dit.classification.scoring import predict
     from gspn_dit.processes import connect
 
     accelerator = connect()
-    state = read_state(find_checkpoint(arguments.run))
-    images = pictures_of_run(arguments.folder, state["dataset"]["class_names"])
     model, config, info = load_classifier(
         arguments.run, ema=arguments.weights == "ema", device=accelerator.device
     )
+    class_names = read_state(Path(info["path"]))["dataset"]["class_names"]
+    images = pictures_of_run(arguments.folder, class_names)
     found = predict(
         model,
         Pictures(images, config.data, None),
