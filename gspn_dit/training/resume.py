@@ -20,6 +20,7 @@ HARMLESS = {
     "train.steps",
     "train.micro_batch",
     "train.memory",
+    "train.checkpoint_activations",
     "train.checkpoint_every",
     "train.keep_last",
     "train.log_every",
