@@ -8,7 +8,17 @@ from pathlib import Path
 
 import torch
 
-from experiments import kernel, mixers_plan, mixers_scores, propagation, reach, report, throughput, untrained
+from experiments import (
+    kernel,
+    mixers_plan,
+    mixers_scores,
+    propagation,
+    reach,
+    report,
+    text_to_image,
+    throughput,
+    untrained,
+)
 from experiments.mixers_plan import STUDIES, mixer_runs, study_folder
 from experiments.mixers_run import check_same_images
 from experiments.plan import CHECKS, EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
@@ -22,6 +32,8 @@ MIXERS = "mixers"
 NAMES = ("kernel", *EXPERIMENTS, MIXERS)
 RATES = "rates"
 """Not an experiment but a check of their common learning rate, done when it is asked for, like CHECKS."""
+WITH_IMAGES = (MIXERS, text_to_image.NAME)
+"""Those that learn from --data."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,17 +46,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=(*NAMES, *CHECKS, RATES),
+        choices=(*NAMES, *CHECKS, RATES, text_to_image.NAME),
         metavar="NAME",
-        help=f"{', '.join(NAMES)}; or checks that are not among the default: {RATES}, of the learning rate, and "
-        "lines, of what the scan adds on longer ones",
+        help=f"{', '.join(NAMES)}; or checks that are not among the default: {RATES}, of the learning rate, "
+        f"lines, of what the scan adds on longer ones, and {text_to_image.NAME}, of a distilled UNet",
     )
     parser.add_argument(
         "--data",
         type=home_folder,
         metavar="FOLDER",
         default=ROOT / mixers_plan.DATA,
-        help=f"the images of {MIXERS}: CIFAR-10 as `python -m gspn_dit.data.cifar10 {mixers_plan.DATA}` writes it "
+        help=f"the images of {' and '.join(WITH_IMAGES)}: CIFAR-10 as `python -m gspn_dit.data.cifar10 {mixers_plan.DATA}` writes it "
         f"(default: {mixers_plan.DATA} in this repository)",
     )
     parser.add_argument(
@@ -77,12 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers = worker_count() if arguments.workers is None else arguments.workers
         work = arguments.out / "runs" / "experiments" / scale.name
         names = tuple(arguments.only or NAMES)
-        if set(names) != {MIXERS}:
+        if not set(names) <= set(WITH_IMAGES):
             with keeping(work):
                 failed = run_experiments(scale, names, results, work, workers)
         if MIXERS in names:
             with keeping(study_folder(work)):
                 failed += run_mixers(arguments, scale, study_folder(results), study_folder(work), workers)
+        if text_to_image.NAME in names:
+            with keeping(work / text_to_image.NAME):
+                text_to_image.run(scale.name, arguments.data, results, work / text_to_image.NAME)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
     return 1 if failed else 0
 

@@ -8,6 +8,7 @@ from experiments.mixers_section import load_mixers, mixers_section
 from experiments.plan import COMPARED, Scale, rate_runs, training_runs
 from experiments.stability_section import stability_section
 from experiments.summary import load_json, load_settings
+from experiments.text_to_image import NAME, text_to_image_section
 from experiments.training_sections import attention_section, local_section, merge_section, positions_section
 from gspn_dit.files import replacing
 
@@ -43,6 +44,9 @@ def write_report(scale: Scale, results: Path, docs: Path) -> Path:
     mixers = load_mixers(scale.name, results)
     if mixers:
         built.append(mixers_section(mixers, charts))
+    distilled = load_json(results / f"{NAME}.json")
+    if distilled:
+        built.append(text_to_image_section(distilled, results / f"{NAME}.png", charts))
     text = "\n\n".join(
         [sections.header(data), summary(built), *(section.markdown(name) for section in built)]
     )

@@ -26,19 +26,24 @@ METADATA = "metadata.jsonl"
 class CaptionedImages(PixelDataset):
     """Images of one size whose labels number their captions; the label after the last is the empty caption."""
 
-    def __init__(self, folder: str | Path, size: int, source: str, column: str, *, flip: bool) -> None:
-        """Raises `UserError` naming what is wrong with the folder; see `read_captions` for the other arguments."""
+    def __init__(
+        self, folder: str | Path, size: int, source: str, column: str, *, flip: bool, draws: int
+    ) -> None:
+        """Raises `UserError` naming what is wrong with the folder; see `read_captions` for `source` and `column`.
+
+        `draws` is how many images will be drawn: where these are fewer than there are, each is read when it is drawn.
+        """
         root = Path(folder)
         captions, note = read_captions(root, source, column)
         names = list(captions.values())
         images = ImageFolder(root, list(captions), list(range(len(names))), names, [note] if note else [])
-        super().__init__(images, size, flip=flip, keep=fits(len(names), size))
+        super().__init__(images, size, flip=flip, keep=draws >= len(names) and fits(len(names), size))
         self.captions = [*names, ""]
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint remembers of it."""
         words = content_key(caption.encode("utf-8", "surrogateescape") for caption in self.captions)
-        return {"images": len(self), "size": self.size, "captions_hash": words, **self.hashes}
+        return {"images": len(self), "size": self.size, "captions_hash": words, "listing_hash": self.hashes["listing_hash"]}
 
 
 def read_captions(root: Path, source: str, column: str) -> tuple[dict[str, str], str | None]:

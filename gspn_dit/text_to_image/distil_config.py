@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gspn_dit import config as training
 from gspn_dit import schema
@@ -127,10 +127,15 @@ def load_distil_config(path: str | Path, overrides: Sequence[str] = ()) -> Disti
     for override in overrides:
         training.apply_override(mapping, override)
     try:
-        config = schema.build(DistilConfig, mapping)
-        check(config)
+        return parse_distil_config(mapping)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def parse_distil_config(mapping: dict[str, Any]) -> DistilConfig:
+    """A checked `DistilConfig` from plain YAML types."""
+    config = schema.build(DistilConfig, mapping)
+    check(config)
     return config
 
 

@@ -55,9 +55,9 @@ class Recorder:
 class Losses:
     """The three squared errors between a student, the noise, and its teacher."""
 
-    def __init__(self, system: System, student: nn.Module) -> None:
-        self.system, self.student = system, student
-        self.names = list(scan_modules(student))
+    def __init__(self, system: System, student: nn.Module, names: list[str]) -> None:
+        """`system` is the teacher's, `names` those of the modules that are compared."""
+        self.system, self.student, self.names = system, student, names
         self.of_teacher = Recorder(system.unet, self.names)
         self.of_student = Recorder(student, self.names)
 
@@ -112,7 +112,14 @@ class Distiller:
         self.student = make_student(self.system.unet, config).train()
         if train.checkpoint_activations:
             self.student.enable_gradient_checkpointing()
-        self.dataset = CaptionedImages(data.path, data.size, data.captions, data.caption_column, flip=data.flip)
+        self.dataset = CaptionedImages(
+            data.path,
+            data.size,
+            data.captions,
+            data.caption_column,
+            flip=data.flip,
+            draws=train.steps * train.batch_size,
+        )
         if source:
             check_teacher(source, state, self.teacher_hash, config.teacher)
             if state["data"] != self.dataset.describe():
@@ -124,7 +131,7 @@ class Distiller:
         if source:
             load_student(source, self.student, self.optimizer)
             tqdm.write(f"continuing from {source}")
-        self.losses = Losses(self.system, self.student)
+        self.losses = Losses(self.system, self.student, list(scan_modules(self.student)))
         side = data.size // self.system.factor
         steps = self.system.scheduler.config.num_train_timesteps
         self.batches = CaptionedBatches(

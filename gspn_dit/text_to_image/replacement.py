@@ -106,7 +106,8 @@ def scan_for(attention: nn.Module, rank: int | None, segment: int, keep_qkv: boo
         module = ScanAttention(
             width, rank or default_rank(width, keep_qkv), segment, attention.to_out, qkv
         ).train(attention.training)
-    return module.to(weight.dtype)
+    # Not to the dtype that it has already: fake tensors refuse even that.
+    return module if module.merge.dtype == weight.dtype else module.to(weight.dtype)
 
 
 def default_rank(width: int, keep_qkv: bool) -> int:

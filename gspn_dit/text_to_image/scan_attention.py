@@ -53,9 +53,15 @@ class ScanAttention(nn.Module):
         return [self.bottleneck, self.to_lam, self.to_u, self.to_logits, self.to_skip]
 
     def initialize_weights(self) -> None:
-        """Gates of unit variance, and an even spread to all neighbours, as in `LineScan.initialize_weights`."""
-        for layer in (self.bottleneck, self.to_lam, self.to_u, self.to_skip):
+        """As in `LineScan.initialize_weights`, but for what is read out, which is a tenth of that.
+
+        Attention's outputs, means over many tokens, are small: so a distillation begins near none at all, not far
+        beyond them.
+        """
+        for layer in (self.bottleneck, self.to_lam):
             fan_in_normal_(layer.weight)
+        for layer in (self.to_u, self.to_skip):
+            fan_in_normal_(layer.weight, gain=0.1)
         fan_in_normal_(self.to_logits.weight, gain=0.1)
         nn.init.constant_(self.merge, len(DIRECTIONS) ** -0.5)
 
