@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
@@ -69,7 +68,7 @@ SETTINGS = {
 
 
 def run(scale: str, data: Path, results: Path, work: Path) -> None:
-    """Train the teacher, distil it and measure both, where that was not done; text_to_image.json and .png in `results`."""
+    """Train the teacher, distil it and measure both, where that was not done; writes text_to_image.json and .png."""
     if scale not in SETTINGS:
         raise UserError(f"{NAME} has no scale {scale}: expected one of {', '.join(SETTINGS)}")
     settings, path = SETTINGS[scale], results / f"{NAME}.json"
@@ -113,7 +112,9 @@ def train_teacher(settings: dict[str, Any], data: Path, folder: Path) -> None:
     scheduler = DDPMScheduler()
     texts = RandomWords(dim=settings["unet"]["cross_attention_dim"], length=settings["words"])
     batches = batches_of(data / "train", settings, seed, dropout=0.1)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=settings["teacher"]["learning_rate"], weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), lr=settings["teacher"]["learning_rate"], weight_decay=0.0
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for (batch,) in progress_bar(iterable=batches(0, steps), total=steps, desc="teacher", unit="step"):
         x = scheduler.add_noise(batch.pixels, batch.noise, batch.t)
@@ -176,7 +177,9 @@ def all_systems(config: DistilConfig) -> dict[str, System]:
     names = list(scan_modules(before.unet))
     zeroed = replace(teacher, unet=copy.deepcopy(teacher.unet))
     for name in names:
-        zeroed.unet.get_submodule(name).register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+        zeroed.unet.get_submodule(name).register_forward_hook(
+            lambda module, args, output: torch.zeros_like(output)
+        )
     return {
         "teacher": teacher,
         "zeroed": zeroed,
@@ -196,14 +199,16 @@ def measure(systems: dict[str, System], settings: dict[str, Any], data: Path) ->
     for name, system in systems.items():
         # The teacher against itself: its own copy, as a network's outputs are recorded once.
         other = system.unet if name != "teacher" else copy.deepcopy(system.unet)
-        compare = Losses(replace(systems["teacher"], unet=copy.deepcopy(systems["teacher"].unet)), other, names)
+        compare = Losses(
+            replace(systems["teacher"], unet=copy.deepcopy(systems["teacher"].unet)), other, names
+        )
         rows = [compare(batch) for batch in held_out]
         losses[name] = {term: float(torch.stack([row[term] for row in rows]).mean()) for term in rows[0]}
     return losses
 
 
 def draw(systems: dict[str, System], settings: dict[str, Any], names: list[str], path: Path) -> None:
-    """Pictures from the same noise: a row for each of teacher, distilled student and zeroed; a column for each class."""
+    """Pictures from the same noise: a row each for teacher, distilled student and zeroed, a column for each class."""
     request = Request(
         prompts=names,
         negative="",

@@ -1,8 +1,8 @@
 """A folder of images with captions, and what each image of a step draws.
 
-    FOLDER/**/picture.jpg and picture.txt     the caption in a file of its own
-    FOLDER/metadata.jsonl                     {"file_name": "picture.jpg", "text": "..."} a line, as datasets' imagefolder
-    FOLDER/**/name/picture.jpg                the name of its folder, where that is asked for
+FOLDER/**/picture.jpg and picture.txt     the caption in a file of its own
+FOLDER/metadata.jsonl                     {"file_name": "picture.jpg", "text": "..."} a line, as datasets' imagefolder
+FOLDER/**/name/picture.jpg                the name of its folder, where that is asked for
 """
 
 import json
@@ -43,7 +43,12 @@ class CaptionedImages(PixelDataset):
     def describe(self) -> dict[str, Any]:
         """What a checkpoint remembers of it."""
         words = content_key(caption.encode("utf-8", "surrogateescape") for caption in self.captions)
-        return {"images": len(self), "size": self.size, "captions_hash": words, "listing_hash": self.hashes["listing_hash"]}
+        return {
+            "images": len(self),
+            "size": self.size,
+            "captions_hash": words,
+            "listing_hash": self.hashes["listing_hash"],
+        }
 
 
 def read_captions(root: Path, source: str, column: str) -> tuple[dict[str, str], str | None]:
@@ -89,7 +94,9 @@ def from_metadata(path: Path, images: list[str], column: str) -> dict[str, str]:
             row = json.loads(line)
             name, caption = row["file_name"], row[column]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: expected an object with file_name and {column}") from error
+            raise UserError(
+                f"{path}, line {number}: expected an object with file_name and {column}"
+            ) from error
         if name not in known or not isinstance(caption, str):
             raise UserError(f"{path}, line {number}: {name} is no image here, or its {column} is no text")
         captions[name] = " ".join(caption.split())

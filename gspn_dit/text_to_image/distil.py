@@ -25,8 +25,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG + help_text(DistilConfig),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG.yaml", type=home_path, help="settings of the run; see configs/distil/")
-    parser.add_argument("overrides", metavar="key.path=value", nargs="*", help="replaces a setting of the file")
+    parser.add_argument(
+        "config", metavar="CONFIG.yaml", type=home_path, help="settings of the run; see configs/distil/"
+    )
+    parser.add_argument(
+        "overrides", metavar="key.path=value", nargs="*", help="replaces a setting of the file"
+    )
     return parser.parse_args(argv)
 
 

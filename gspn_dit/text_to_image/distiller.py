@@ -123,7 +123,9 @@ class Distiller:
         if source:
             check_teacher(source, state, self.teacher_hash, config.teacher)
             if state["data"] != self.dataset.describe():
-                raise UserError(f"data.path {data.path} holds other images or captions than {source} was trained with")
+                raise UserError(
+                    f"data.path {data.path} holds other images or captions than {source} was trained with"
+                )
         self.parameters = list(trained_parameters(self.student).values())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
@@ -149,7 +151,9 @@ class Distiller:
 
     def describe(self, precision: str) -> None:
         """Say what is about to run."""
-        trained, all_of = (sum(p.numel() for p in group) for group in (self.parameters, self.student.parameters()))
+        trained, all_of = (
+            sum(p.numel() for p in group) for group in (self.parameters, self.student.parameters())
+        )
         train = self.config.train
         tqdm.write(
             f"{self.config.teacher}: {len(self.losses.names)} modules, {trained:,} of {all_of:,} parameters "
@@ -165,7 +169,9 @@ class Distiller:
         save_config(self.config, self.run_dir / "config.yaml")
         stopped = self.train() if self.step < self.config.train.steps else 0
         if stopped:
-            signals.say(f"stopped by {signals.name_of(stopped)} at step {self.step}; the same command continues")
+            signals.say(
+                f"stopped by {signals.name_of(stopped)} at step {self.step}; the same command continues"
+            )
             return signals.exit_status(stopped)
         tqdm.write(f"loss curve: {plot_loss(self.run_dir)}")
         return 0
@@ -177,7 +183,9 @@ class Distiller:
         announce = "a checkpoint after this step; once more leaves at once"
         with (
             contextlib.closing(MetricsLog(self.config, self.step)) as log,
-            signals.handling(lambda number: signals.say(f"{signals.name_of(number)}: {announce}"), self.lost) as request,
+            signals.handling(
+                lambda number: signals.say(f"{signals.name_of(number)}: {announce}"), self.lost
+            ) as request,
             self.progress_bar() as bar,
         ):
             for batches in self.batches(self.step, train.steps):

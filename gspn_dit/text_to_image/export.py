@@ -43,7 +43,11 @@ def export(run: str | Path, folder: str | Path) -> Path:
     index = read_json(system.folder / "model_index.json")
     if index is not None:
         kept = {key: value for key, value in index.items() if key.startswith("_") or key in PARTS}
-        absent = {key: [None, None] for key in index if key in ("safety_checker", "feature_extractor", "image_encoder")}
+        absent = {
+            key: [None, None]
+            for key in index
+            if key in ("safety_checker", "feature_extractor", "image_encoder")
+        }
         unet = {"unet": [type(system.unet).__module__, type(system.unet).__name__]}
         write_json(aside / "model_index.json", {**kept, **absent, **unet})
     if folder.is_dir():

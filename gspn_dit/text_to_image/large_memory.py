@@ -25,10 +25,15 @@ def unet_peak(
     """
     with FakeTensorMode(), torch.no_grad():
         unet = kind.from_config(config).eval()
-        arguments: dict[str, Any] = {"encoder_hidden_states": torch.empty(1, words, config["cross_attention_dim"])}
+        arguments: dict[str, Any] = {
+            "encoder_hidden_states": torch.empty(1, words, config["cross_attention_dim"])
+        }
         if config["addition_embed_type"] == "text_time":
             pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-            arguments["added_cond_kwargs"] = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
+            arguments["added_cond_kwargs"] = {
+                "text_embeds": torch.empty(1, pooled),
+                "time_ids": torch.empty(1, 6),
+            }
         x = torch.empty(1, config["in_channels"], height, width)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             peak = tracked(unet, lambda: unet(x, torch.zeros(1), **arguments, return_dict=False))

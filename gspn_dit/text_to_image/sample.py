@@ -36,7 +36,9 @@ def parse_strengths(text: str) -> list[float]:
     except ValueError:
         values = []
     if not values or not all(0 < value <= 1 for value in values):
-        raise argparse.ArgumentTypeError(f"{text}: expected numbers above 0 and up to 1, such as 0.42,0.32,0.28")
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected numbers above 0 and up to 1, such as 0.42,0.32,0.28"
+        )
     return values
 
 
@@ -47,11 +49,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", type=home_path, help="a distillation's run, or a pipeline's folder or id")
+    parser.add_argument(
+        "run", metavar="RUN", type=home_path, help="a distillation's run, or a pipeline's folder or id"
+    )
     parser.add_argument("--prompt", nargs="+", required=True, help="a caption for each picture")
-    parser.add_argument("--negative", default="", help="what guidance leads away from (default: the empty caption)")
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help="pixels (default: the UNet's own size)")
-    parser.add_argument("--base", type=int, help="side from which enlarging begins (default: the UNet's own size)")
+    parser.add_argument(
+        "--negative", default="", help="what guidance leads away from (default: the empty caption)"
+    )
+    parser.add_argument(
+        "--size", type=parse_size, metavar="HxW", help="pixels (default: the UNet's own size)"
+    )
+    parser.add_argument(
+        "--base", type=int, help="side from which enlarging begins (default: the UNet's own size)"
+    )
     parser.add_argument(
         "--strengths",
         type=parse_strengths,
@@ -60,9 +70,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="share of the noise that each enlargement gets back; the last repeats (default 0.42,0.32,0.32,0.28)",
     )
     parser.add_argument("--steps", type=int, default=50, help="steps of DDIM from pure noise (default 50)")
-    parser.add_argument("--guidance", type=float, default=7.5, help="guidance by the caption; 1 is none (default 7.5)")
+    parser.add_argument(
+        "--guidance", type=float, default=7.5, help="guidance by the caption; 1 is none (default 7.5)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="key of the noise (default 0)")
-    parser.add_argument("--out", type=home_folder, default=Path("pictures"), help="folder (default: pictures)")
+    parser.add_argument(
+        "--out", type=home_folder, default=Path("pictures"), help="folder (default: pictures)"
+    )
     arguments = parser.parse_args(argv)
     check_seed("--seed", arguments.seed)
     for option, good, expected in (

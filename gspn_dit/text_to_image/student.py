@@ -43,7 +43,9 @@ def make_student(teacher: nn.Module, config: DistilConfig) -> GSPNUNet2DConditio
     except ValueError as error:
         raise UserError(f"teacher {config.teacher}: {error}") from error
     for module in scan_modules(unet).values():
-        for layer in module.to_out if not module.keeps_qkv else (*module.to_out, module.to_q, module.to_k, module.to_v):
+        for layer in (
+            module.to_out if not module.keeps_qkv else (*module.to_out, module.to_q, module.to_k, module.to_v)
+        ):
             for name, parameter in list(layer.named_parameters()):
                 setattr(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
         trained = [module] if config.student.trained == "modules" else module.new_modules()
@@ -80,7 +82,9 @@ def save_student(
 
 
 @torch.no_grad()
-def load_student(folder: Path, unet: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+def load_student(
+    folder: Path, unet: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Any]:
     """Fill a student, and its optimiser where one is given, from a checkpoint; the checkpoint's state."""
     state = read_state(folder)
     parameters = trained_parameters(unet)
@@ -88,7 +92,9 @@ def load_student(folder: Path, unet: nn.Module, optimizer: torch.optim.Optimizer
     for name in sorted(parameters.keys() | weights.keys()):
         shapes = [list(side[name].shape) if name in side else "none" for side in (parameters, weights)]
         if shapes[0] != shapes[1]:
-            raise UserError(f"{folder} is of another student: for {name} it has {shapes[1]}, expected {shapes[0]}")
+            raise UserError(
+                f"{folder} is of another student: for {name} it has {shapes[1]}, expected {shapes[0]}"
+            )
         parameters[name].copy_(weights[name])
     if optimizer is not None:
         moments = read_tensors(folder / "optimizer.safetensors")

@@ -85,9 +85,13 @@ def find_system(name: str) -> Path:
     """The folder of this name, or of what the hub has under it; `UserError` for another thing."""
     path = Path(name)
     if path.exists() and not path.is_dir():
-        raise UserError(f"{name} is {describe_file(path)}; expected the folder of a Stable Diffusion pipeline, or its id")
+        raise UserError(
+            f"{name} is {describe_file(path)}; expected the folder of a Stable Diffusion pipeline, or its id"
+        )
     if not path.is_dir():
-        path = download(name, HUB_FILES, "no such pipeline: {}; give a folder that save_pretrained wrote, or a hub id")
+        path = download(
+            name, HUB_FILES, "no such pipeline: {}; give a folder that save_pretrained wrote, or a hub id"
+        )
     for part in ("unet/config.json", "scheduler/scheduler_config.json"):
         if not (path / part).is_file():
             raise UserError(
@@ -108,7 +112,9 @@ def load_system(name: str, device: torch.device | str = "cpu") -> System:
             f"{name}: its words are {texts.dim} wide, its UNet takes {unet.config.cross_attention_dim}: "
             "expected the same"
         )
-    autoencoder = create_autoencoder(str(folder / "vae"), device) if (folder / "vae").is_dir() else PixelAutoencoder()
+    autoencoder = (
+        create_autoencoder(str(folder / "vae"), device) if (folder / "vae").is_dir() else PixelAutoencoder()
+    )
     check_channels(autoencoder, unet.config.in_channels)
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
@@ -132,7 +138,9 @@ def load_unet(folder: Path) -> UNet2DConditionModel:
         raise UserError(f"{folder / 'unet'} cannot be read: {' '.join(str(error).split())}") from error
     broken = report["missing_keys"] or [found for found in [not_finite(unet.state_dict())] if found]
     if broken:
-        raise UserError(f"{folder / 'unet'}: the weight {sorted(broken)[0]} is missing or not finite; save it again")
+        raise UserError(
+            f"{folder / 'unet'}: the weight {sorted(broken)[0]} is missing or not finite; save it again"
+        )
     return unet.eval().requires_grad_(False)
 
 
@@ -140,5 +148,7 @@ def layout_of(unet: UNet2DConditionModel, name: str) -> str:
     """Which pipeline's UNet it is: "sd" or "sdxl"; `UserError` for another."""
     added = unet.config.addition_embed_type
     if added not in (None, "text_time"):
-        raise UserError(f"{name}: its UNet takes {added} embeddings; expected one of SD 1.5's or SDXL's layout")
+        raise UserError(
+            f"{name}: its UNet takes {added} embeddings; expected one of SD 1.5's or SDXL's layout"
+        )
     return "sd" if added is None else "sdxl"

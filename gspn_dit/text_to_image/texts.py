@@ -112,5 +112,7 @@ def load_texts(folder: Path, layout: str, device: torch.device | str) -> TextEnc
     try:
         pipeline = kind.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True, **absent)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: its text encoder cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{folder}: its text encoder cannot be read: {' '.join(str(error).split())}"
+        ) from error
     return PipelineTexts(pipeline, device)

@@ -111,7 +111,9 @@ def one_step(
         noise = torch.randn(1, *shape, generator=generator(SAMPLE, request.seed, number, step))
         x = noise.to(system.unet.device)
         if before is not None:
-            x = system.scheduler.add_noise(enlarge(system, before[number : number + 1], size), x, timesteps[:1].long())
+            x = system.scheduler.add_noise(
+                enlarge(system, before[number : number + 1], size), x, timesteps[:1].long()
+            )
         drawn.append(denoise(system, request, x, prompt, timesteps, tuple(size), precision, tick).cpu())
     return torch.cat(drawn)
 

@@ -64,7 +64,9 @@ def plain(module: ScanAttention, x: torch.Tensor) -> torch.Tensor:
                             if 0 <= n + d < length
                         }
                         value += sum(g * before[n + d] for d, g in gates.items()) / sum(gates.values())
-                    y[i, j, c] += module.merge[k] * (u[i, j, k, c] * value + skip[i, j, k, c] * values[i, j, c])
+                    y[i, j, c] += module.merge[k] * (
+                        u[i, j, k, c] * value + skip[i, j, k, c] * values[i, j, c]
+                    )
                     line.append(value)
                 before = line
     return module.to_out[0](y)
@@ -95,7 +97,9 @@ def test_what_is_replaced_and_what_stays(layout):
     assert {name for name in new if not name.startswith(within)} == {
         name for name in old if not name.startswith(within)
     }
-    for name in old.keys() & new.keys():  # cross-attention and all else, and attention's own output projection
+    for name in (
+        old.keys() & new.keys()
+    ):  # cross-attention and all else, and attention's own output projection
         assert torch.equal(old[name], new[name]), name
     for name, module in modules.items():
         assert module.rank == max(1, 16 // (32 if layout == "sdxl" else 8)) and module.segment == 4
