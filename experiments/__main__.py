@@ -56,8 +56,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=home_folder,
         metavar="FOLDER",
         default=ROOT / mixers_plan.DATA,
-        help=f"the images of {' and '.join(WITH_IMAGES)}: CIFAR-10 as `python -m gspn_dit.data.cifar10 {mixers_plan.DATA}` writes it "
-        f"(default: {mixers_plan.DATA} in this repository)",
+        help=f"the images of {' and '.join(WITH_IMAGES)}: CIFAR-10 as `python -m gspn_dit.data.cifar10 "
+        f"{mixers_plan.DATA}` writes it (default: {mixers_plan.DATA} in this repository)",
     )
     parser.add_argument(
         "--out",

@@ -115,7 +115,7 @@ def one_step(
                 enlarge(system, before[number : number + 1], size), x, timesteps[:1].long()
             )
         drawn.append(denoise(system, request, x, prompt, timesteps, tuple(size), precision, tick).cpu())
-    return torch.cat(drawn)
+    return torch.cat(drawn).contiguous()
 
 
 def sampler_of(system: System, steps: int) -> DDIMScheduler:

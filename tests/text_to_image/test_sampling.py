@@ -40,10 +40,10 @@ def test_a_picture_is_enlarged_in_steps_that_are_kept(vae, tmp_path, monkeypatch
     teacher = save_teacher(tmp_path / "system", vae=vae)
     assert draw(teacher, tmp_path / "whole") == 0
     said = capsys.readouterr().out
-    base = "16x48" if vae else "8x24 -> 16x48"
+    base = "8x24 -> 16x48" if vae else "4x12 -> 8x24 -> 16x48"
     assert said.startswith(f"2 pictures, {base}; memory at the last size")
     files = {path.name for path in (tmp_path / "whole").iterdir()}
-    sizes = ["16x48"] if vae else ["8x24", "16x48"]
+    sizes = base.split(" -> ")
     assert files == {
         "request.json",
         *(f"step_{step}_{size}.safetensors" for step, size in enumerate(sizes)),
@@ -70,7 +70,7 @@ def test_a_finished_step_is_not_done_again(tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "system")
     assert draw(teacher, tmp_path / "out") == 0
     kept = (tmp_path / "out" / "000_16x48.png").read_bytes()
-    (tmp_path / "out" / "step_1_16x48.safetensors").unlink()
+    (tmp_path / "out" / "step_2_16x48.safetensors").unlink()
     (tmp_path / "out" / "000_16x48.png").unlink()
     done = []
     one_step = upscaling.one_step
@@ -80,7 +80,7 @@ def test_a_finished_step_is_not_done_again(tmp_path, monkeypatch):
         lambda system, request, step, *rest: done.append(step) or one_step(system, request, step, *rest),
     )
     assert draw(teacher, tmp_path / "out") == 0
-    assert done == [1] and (tmp_path / "out" / "000_16x48.png").read_bytes() == kept
+    assert done == [2] and (tmp_path / "out" / "000_16x48.png").read_bytes() == kept
 
 
 def test_an_image_depends_on_its_own_number_alone(tmp_path):
