@@ -131,7 +131,16 @@ class TrainConfig(TrainingConfig):
     validation_images: int = 512
     """Held-out images of a validation, or all where they are fewer; 0 for no validation."""
     init_from: Place | None = None
-    """A run, checkpoint folder or hub id whose EMA weights a new run starts from."""
+    """A run, checkpoint folder or hub id whose EMA weights a new run starts from. Of another network of the same
+    width and depth it takes the parts that are the same, and says which; labels begin anew for other classes."""
+    teacher: Place | None = None
+    """A run, checkpoint folder or hub id whose EMA weights a run learns from too (distillation): of the same
+    objective, classes and images."""
+    teacher_weight: float | None = None
+    """Weight of the squared distance from the teacher's prediction; null: 0.5 with a teacher."""
+    teacher_blocks_weight: float | None = None
+    """Weight of the squared distance of the mixers' outputs from those of the teacher's over the square of these,
+    a mean over the blocks; null: 0.5 with a teacher of as many blocks, as wide and on as many tokens, else 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +284,7 @@ def check(config: Config) -> None:
     """Raise `UserError` for a value out of range or a combination that cannot work."""
     check_rules(config, RULES)
     check_diffusion(config)
+    check_teacher(config.train)
     check_data(config.data)
 
 
@@ -314,6 +324,18 @@ def check_diffusion(config: Config) -> None:
         raise UserError(
             f"sample.internal_guidance: expected 1.0 (none) without model.auxiliary_head, got {guidance!r}"
         )
+
+
+def check_teacher(train: TrainConfig) -> None:
+    """Raise `UserError` for a weight without a teacher, or a teacher without a weight."""
+    weights = {key: getattr(train, key) for key in ("teacher_weight", "teacher_blocks_weight")}
+    for key, value in weights.items():
+        if value is not None and train.teacher is None:
+            raise UserError(f"train.{key}: expected null without train.teacher, got {value!r}")
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"train.{key}: expected a finite number, at least 0, or null, got {value!r}")
+    if all(value == 0 for value in weights.values()):
+        raise UserError("train.teacher: expected null where both of its weights are 0")
 
 
 def check_data(data: DataConfig) -> None:

@@ -177,7 +177,7 @@ def test_a_cut_newest_checkpoint_is_passed_over_with_a_word(run_dir, capsys):
 
 
 def test_weights_of_another_model_are_refused(train_run, run_dir):
-    with pytest.raises(UserError, match="is of another model"):
+    with pytest.raises(UserError, match="of another model: width 16, expected 32"):
         train_run("other", f"train.init_from={run_dir}", "model.width=32")
 
 

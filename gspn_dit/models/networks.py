@@ -3,6 +3,7 @@
 Both families are called alike: model(x (B, C, H, W), t (B,), y (B,)) -> (B, 2C or C, H, W).
 """
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -224,6 +225,17 @@ class DiTBlock(nn.Module):
         shift, scale, gate = parts[3:6]
         x_normed = normalize(x, self.norm, self.mlp_norm_eps)
         return torch.addcmul(x, gate, self.mlp(modulate(x_normed, shift, scale)))
+
+
+def modulation_rows(settings: ModelSettings) -> dict[str, slice]:
+    """The rows of a DiT block's modulation by what they steer: mixer, mlp and local_path, where there are such."""
+    width, rows = settings.width, {"mixer": 3}
+    if settings.mlp is not None:
+        rows["mlp"] = 3
+    if settings.local_path == "modulated":
+        rows["local_path"] = 2
+    ends = list(itertools.accumulate(rows.values()))
+    return {key: slice((end - rows[key]) * width, end * width) for key, end in zip(rows, ends, strict=True)}
 
 
 class GSPN(Denoiser):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from gspn_dit.checks import not_finite
 from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import describe_file, replacing, require_home
 from gspn_dit.names import utf8_path
@@ -112,22 +113,30 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(name)
 
 
-@torch.no_grad()
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a model, sharded or not, from a safetensors file; `UserError` when they do not belong together."""
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, all finite; `UserError` when it cannot be read, or one is not."""
     try:
         source = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read weights {path}: {told(path, error)}") from error
+    if broken := not_finite(source):
+        raise NonFiniteError(f"{path}: {broken} is not finite; take another checkpoint, or download it again")
+    return source
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model, sharded or not, from a safetensors file; `UserError` when they do not belong together."""
+    fill(model, read_weights(path), path)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, source: dict[str, torch.Tensor], path: Path) -> None:
+    """Fill a model with the tensors of the file `path`; `UserError` unless they are just its own."""
     target = model.state_dict()
     for name in sorted(target.keys() | source.keys()):
         expected, found = (list(side[name].shape) if name in side else "none" for side in (target, source))
         if expected != found:
             raise UserError(f"{path} is of another model: for {name} it has {found}, expected {expected}")
-        if not source[name].isfinite().all():
-            raise NonFiniteError(
-                f"{path}: {name} is not finite; take another checkpoint, or download it again"
-            )
         target[name].copy_(shard_like(source[name], target[name]))
 
 

@@ -88,6 +88,14 @@ class Loop:
     def between(self, stop: int) -> None:
         """What else is due after a step; `stop` is the signal that ends the run after it, 0 for none."""
 
+    def kept(self) -> dict[str, Any]:
+        """What else a checkpoint's state remembers."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """What to say before the first step."""
+        return list(getattr(self.dataset, "notes", ()))
+
     def check_room(self, parameters: int) -> None:
         """Say where checkpoints will fill the disk; `UserError` where none fits."""
         train = self.config.train
@@ -261,6 +269,7 @@ class Loop:
             "model": self.model_settings,
             "dataset": describe_dataset(self.dataset),
             "window": self.window,
+            **self.kept(),
         }
         with self.clock.paused():
             problem = save_checkpoint(
@@ -293,7 +302,7 @@ class Loop:
         train, accelerator = self.config.train, self.accelerator
         millions = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
         self.report(f"{self.config.model.name}, {millions:.2f}M parameters, {self.headline()}")
-        for note in getattr(self.dataset, "notes", ()):
+        for note in self.notes():
             self.report(note)
         self.report(
             f"{accelerator.num_processes} x {accelerator.device.type}, precision {train.precision}, batch "

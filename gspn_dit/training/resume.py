@@ -7,7 +7,6 @@ from gspn_dit import schema
 from gspn_dit.checkpoint import read_state
 from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.errors import UserError
-from gspn_dit.models.settings import resolve_settings
 
 HARMLESS = {
     "run_dir",
@@ -28,13 +27,11 @@ HARMLESS = {
     "train.validate_every",
     "train.validation_images",
     "train.compile",
+    "train.teacher",
     "train.tensorboard",
     "train.wandb",
 }
-"""Keys that may change within a run, beside those of `sample` and `eval`."""
-
-READ_BY = ("heads", "norm", "time_scale", "time_frequencies", "mlp_norm_eps")
-"""Settings of a model without which its weights are not the same function, and that no shape tells."""
+"""Keys that may change within a run, beside those of `sample` and `eval`; of a teacher the weights must not."""
 
 
 def check_same_run(folder: Path, before: Any, now: Any) -> None:
@@ -66,20 +63,18 @@ def check_same_data(folder: Path, before: dict[str, Any], dataset: Dataset) -> N
             )
 
 
-def check_start(folder: Path, model: dict[str, Any]) -> None:
-    """Raise `UserError` where the weights of `train.init_from` mean something else in the model to be trained.
+def check_same_teacher(folder: Path, weights: str | None) -> None:
+    """Raise `UserError` unless checkpoint `folder` was trained with a teacher of these weights, a hash; None for none.
 
-    Their shapes do not show it; where shapes differ too, loading the weights says so.
+    Where the teacher lies may change, and a run that teaches must not train on meanwhile.
     """
-    before = resolve_settings(**read_state(folder)["model"]).to_dict()
-    if before["learn_sigma"] != model["learn_sigma"]:
-        return
-    for key in READ_BY:
-        if before[key] != model[key]:
-            raise UserError(
-                f"model.{key} is {show(model[key])}, but the weights of train.init_from {folder} are for "
-                f"{show(before[key])}: give model.{key}={show(before[key])}"
-            )
+    before = read_state(folder).get("teacher")
+    if before != weights:
+        old, now = (f"weights {hash[:12]}" if hash else "no teacher" for hash in (before, weights))
+        raise UserError(
+            f"train.teacher gives {now}, but {folder} was trained with {old}: set it back (a checkpoint of the "
+            "teacher may be given), or choose another run_dir"
+        )
 
 
 def show(value: Any) -> str:

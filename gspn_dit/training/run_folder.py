@@ -15,13 +15,15 @@ from gspn_dit.files import existing, refuse_inputs
 
 def check_run_dir(config: Config) -> None:
     """Raise `UserError` for a run_dir that is an input, lies in one, or holds what is not of a training."""
-    run_dir, source = Path(config.run_dir), config.train.init_from
+    run_dir = Path(config.run_dir)
     inputs = [("data.path", config.data.path), ("data.autoencoder", config.data.autoencoder)]
-    if source:
+    for name, source in (("init_from", config.train.init_from), ("teacher", config.train.teacher)):
+        if not source:
+            continue
         held = Path(source) / "checkpoints"
-        inputs.append(("train.init_from", held if held.is_dir() else source))
+        inputs.append((f"train.{name}", held if held.is_dir() else source))
         if held.is_dir() and run_dir.exists() and run_dir.samefile(source):
-            raise UserError(f"run_dir {run_dir} is train.init_from itself: give a new run another folder")
+            raise UserError(f"run_dir {run_dir} is train.{name} itself: give a new run another folder")
     check_folder(run_dir, inputs, load_config)
 
 

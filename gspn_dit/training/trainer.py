@@ -1,17 +1,19 @@
 """The training of a diffusion model: its parts, sample grids and results."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from gspn_dit.checkpoint import find_checkpoint, read_state, weights_file
+from gspn_dit.checkpoint import find_checkpoint
 from gspn_dit.config import Config, load_config
 from gspn_dit.data.batches import Batch, Batches
+from gspn_dit.diffusion import Diffusion
 from gspn_dit.errors import NonFiniteError
-from gspn_dit.models.weights import load_weights
+from gspn_dit.models.settings import ModelSettings, resolve_settings
 from gspn_dit.sampling.grids import NoDecoder, draw_grid, save_grid
 from gspn_dit.training.build import (
     build_diffusion,
@@ -21,11 +23,15 @@ from gspn_dit.training.build import (
     create_dataset,
     create_optimizer,
     fit_to_data,
+    model_settings,
 )
+from gspn_dit.training.distillation import Distillation, Teacher, find_teacher
 from gspn_dit.training.loop import Loop, run_training
 from gspn_dit.training.results import check_tools, finish_run, open_decoder
-from gspn_dit.training.resume import check_start
+from gspn_dit.training.resume import check_same_teacher
 from gspn_dit.training.run_folder import check_run_dir
+from gspn_dit.training.transfer import begin_from, check_start
+
 
 
 class Trainer(Loop):
@@ -39,12 +45,16 @@ class Trainer(Loop):
         self.batches = self.create_batches()
         self.validator = build_validator(config, self.dataset, self.batches.micro_batch, accelerator)
         self.source = self.find_source()
+        settings = resolve_settings(**model_settings(self.config, self.dataset, self.diffusion.learn_sigma))
+        self.teacher = self.find_teacher(settings)
+        if self.source and not self.step:
+            check_start(self.source, settings)
         model = build_model(self.config, self.dataset, self.diffusion.learn_sigma)
         self.model_settings = model.config
-        if self.source and not self.step:
-            check_start(self.source, model.config)
         self.check_room(sum(parameter.numel() for parameter in model.parameters()))
         self.open_decoder(config)
+        if self.source and not self.step:
+            begin_from(self.source, model, self.dataset, self.report)
         self.prepare(model)
         self.resume()
 
@@ -77,14 +87,32 @@ class Trainer(Loop):
         init_from = self.config.train.init_from
         return super().find_source() or (find_checkpoint(init_from) if init_from else None)
 
+    def find_teacher(self, settings: ModelSettings) -> Teacher | None:
+        """Who teaches the steps that are left; `UserError` when the steps before had another teacher."""
+        if self.step == self.config.train.steps:
+            return None
+        teacher = find_teacher(self.config, settings, self.dataset)
+        if self.step:
+            check_same_teacher(self.source, teacher.hash if teacher else None)
+        return teacher
+
+    def prepare(self, model: nn.Module) -> None:
+        super().prepare(model)
+        self.objective: Diffusion | Distillation = self.diffusion
+        if self.teacher:
+            compiled = self.config.train.compile
+            self.objective = Distillation(self.diffusion, self.teacher, self.model, compile=compiled)
+
     def resume(self) -> None:
-        """Take up the training, or begin it, from `source`."""
+        """Take up the training from `source`; a new one has its first weights already."""
         if self.step:
             super().resume()
-        elif folder := self.source:
-            load_weights(self.model, weights_file(folder, read_state(folder), ema=True))
-            self.ema.copy_from_model()
-            self.report(f"starting from the EMA weights of {folder}")
+
+    def kept(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.hash} if self.teacher else {}
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *([str(self.teacher)] if self.teacher else [])]
 
     def load_config(self, path: Path) -> Config:
         return load_config(path)
@@ -97,7 +125,7 @@ class Trainer(Loop):
         bf16 = self.config.train.precision == "bf16"
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16):
             contrast = {} if batch.contrast is None else {"contrast": batch.contrast}
-            losses = self.diffusion.losses(self.wrapped, batch.x, batch.t, batch.y, batch.noise, **contrast)
+            losses = self.objective.losses(self.wrapped, batch.x, batch.t, batch.y, batch.noise, **contrast)
         self.accelerator.backward(losses["loss"].sum() / self.batches.local)
         self.columns = (*losses, "grad_norm")
         return torch.stack([term.detach().sum() for term in losses.values()]) / self.batches.local
