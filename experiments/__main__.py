@@ -19,8 +19,11 @@ from experiments import (
     throughput,
     untrained,
 )
+from experiments.distil_plan import NAME as DISTIL
+from experiments.distil_plan import distil_folder, distil_plan
+from experiments.distil_run import run_distil
 from experiments.mixers_plan import STUDIES, mixer_runs, study_folder
-from experiments.mixers_run import check_same_images
+from experiments.mixers_run import check_same_images, no_images
 from experiments.plan import CHECKS, EXPERIMENTS, SCALES, Scale, describe, rate_runs, training_runs
 from experiments.pool import is_done, run_all, worker_count
 from gspn_dit import errors
@@ -32,7 +35,9 @@ MIXERS = "mixers"
 NAMES = ("kernel", *EXPERIMENTS, MIXERS)
 RATES = "rates"
 """Not an experiment but a check of their common learning rate, done when it is asked for, like CHECKS."""
-WITH_IMAGES = (MIXERS, text_to_image.NAME)
+EXTRAS = (DISTIL, text_to_image.NAME)
+"""Done when they are asked for."""
+WITH_IMAGES = (MIXERS, *EXTRAS)
 """Those that learn from --data."""
 
 
@@ -46,17 +51,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=(*NAMES, *CHECKS, RATES, text_to_image.NAME),
+        choices=(*NAMES, *CHECKS, RATES, *EXTRAS),
         metavar="NAME",
-        help=f"{', '.join(NAMES)}; or checks that are not among the default: {RATES}, of the learning rate, "
-        f"lines, of what the scan adds on longer ones, and {text_to_image.NAME}, of a distilled UNet",
+        help=f"{', '.join(NAMES)}; or what is not among the default: {RATES}, of the learning rate; lines, of what the "
+        f"scan adds on longer ones; {DISTIL}, a DiT that teaches a GSPN-DiT on photographs; {text_to_image.NAME}, a "
+        "distilled UNet",
     )
     parser.add_argument(
         "--data",
         type=home_folder,
         metavar="FOLDER",
         default=ROOT / mixers_plan.DATA,
-        help=f"the images of {' and '.join(WITH_IMAGES)}: CIFAR-10 as `python -m gspn_dit.data.cifar10 "
+        help=f"the images of {', '.join(WITH_IMAGES)}: CIFAR-10 as `python -m gspn_dit.data.cifar10 "
         f"{mixers_plan.DATA}` writes it (default: {mixers_plan.DATA} in this repository)",
     )
     parser.add_argument(
@@ -98,6 +104,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if text_to_image.NAME in names:
             with keeping(work / text_to_image.NAME):
                 text_to_image.run(scale.name, arguments.data, results, work / text_to_image.NAME)
+        if DISTIL in names:
+            if scale.name not in STUDIES:
+                raise errors.UserError(no_scale(DISTIL, scale))
+            plan, folders = (
+                distil_plan(scale.name, arguments.data.resolve()),
+                map(distil_folder, (results, work)),
+            )
+            with keeping(distil_folder(work)):
+                failed += run_distil(plan, arguments.data, *folders, workers)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
     return 1 if failed else 0
 
@@ -136,6 +151,10 @@ def run_experiments(
     return run_all([*rates, *trainings], results, work, workers)
 
 
+def no_scale(study: str, scale: Scale) -> str:
+    return f"{study} has no scale {scale.name}: expected one of {', '.join(STUDIES)}"
+
+
 def run_mixers(
     arguments: argparse.Namespace, scale: Scale, results: Path, work: Path, workers: int
 ) -> list[str]:
@@ -145,17 +164,14 @@ def run_mixers(
     """
     problem = None
     if scale.name not in STUDIES:
-        problem = f"{MIXERS} has no scale {scale.name}: expected one of {', '.join(STUDIES)}"
+        problem = no_scale(MIXERS, scale)
     else:
         study = STUDIES[scale.name]
         runs = mixer_runs(study, arguments.data.resolve())
         waiting = [run for run in runs if not is_done(run, results)]
         print(mixers_plan.describe(study, runs, waiting, max(1, workers)), flush=True)
         if waiting and not arguments.data.is_dir():
-            problem = (
-                f"{MIXERS}: no images in {arguments.data}: `python -m gspn_dit.data.cifar10 {arguments.data}` "
-                "writes them, or name their folder with --data"
-            )
+            problem = no_images(MIXERS, arguments.data)
     if problem is None:
         check_same_images(waiting, results)
         failed = run_all(runs, results, work, workers)

@@ -298,9 +298,9 @@ def mixer_runs(study: Study, data: Path | None = None) -> list[Run]:
     return [replace(run, data=str(data or DATA)) for run in runs]
 
 
-def study_folder(folder: Path) -> Path:
-    """Where the study of a scale is kept, beside the folder of the other experiments of that scale."""
-    return folder.with_name("mixers" if folder.name == "cpu" else f"mixers-{folder.name}")
+def study_folder(folder: Path, name: str = "mixers") -> Path:
+    """Where a study of a scale is kept, beside the folder of the other experiments of that scale."""
+    return folder.with_name(name if folder.name == "cpu" else f"{name}-{folder.name}")
 
 
 def describe(study: Study, runs: list[Run], waiting: list[Run], workers: int) -> str:

@@ -49,6 +49,14 @@ def measure_images(run: Run, config: Config, run_dir: Path) -> dict[str, Any]:
     }
 
 
+def no_images(study: str, folder: Path) -> str:
+    """What is said where a study's folder of images is not there."""
+    return (
+        f"{study}: no images in {folder}: `python -m gspn_dit.data.cifar10 {folder}` writes them, or name their "
+        "folder with --data"
+    )
+
+
 def check_same_images(waiting: list[Run], results: Path) -> None:
     """Raise `UserError` when the trainings to come would have other held-out images than those that are there."""
     known = {

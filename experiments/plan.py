@@ -172,6 +172,11 @@ class Run:
         text = json.dumps(self.settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return f"{self.name}-{self.key}"
+
     def result_path(self, folder: Path) -> Path:
         return folder / "runs" / f"{self.name}.json"
 

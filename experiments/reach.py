@@ -77,7 +77,7 @@ def measure(study: Study, runs: list[Run], results: Path, work: Path) -> dict[st
         "images": IMAGES,
         "runs": {name: run.key for name, run in chosen.items()},
     }
-    folders = {name: work / f"{run.name}-{run.key}" for name, run in chosen.items()}
+    folders = {name: work / run.folder for name, run in chosen.items()}
     if not chosen or is_measured(path, settings) or not all(map(Path.is_dir, folders.values())):
         return None
     held_out = read_held_out(next(iter(chosen.values())).data, study.size)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from experiments import sections
+from experiments.distil_section import distil_section, load_distil
 from experiments.kernel_section import kernel_section
 from experiments.mixers_section import load_mixers, mixers_section
 from experiments.plan import COMPARED, Scale, rate_runs, training_runs
@@ -47,6 +48,9 @@ def write_report(scale: Scale, results: Path, docs: Path) -> Path:
     distilled = load_json(results / f"{NAME}.json")
     if distilled:
         built.append(text_to_image_section(distilled, results / f"{NAME}.png", charts))
+    distil = load_distil(scale.name, results)
+    if distil:
+        built.append(distil_section(distil, charts))
     text = "\n\n".join(
         [sections.header(data), summary(built), *(section.markdown(name) for section in built)]
     )

@@ -37,7 +37,7 @@ def run_one(run: Run, results: Path, work: Path) -> dict[str, Any]:
     in samples, that are not finite is a result too: `diverged`, without scores.
     """
     start = time.monotonic()
-    run_dir = work / f"{run.name}-{run.key}"
+    run_dir = work / run.folder
     config = read_config(run, run_dir)
     result = {
         "name": run.name,
@@ -68,10 +68,12 @@ def run_one(run: Run, results: Path, work: Path) -> dict[str, Any]:
 
 
 def read_config(run: Run, run_dir: Path) -> Config:
-    """The config of a run in its folder, with the images where they lie."""
+    """The config of a run in its folder, with the images where they lie, and its teacher beside it."""
     mapping = copy.deepcopy(run.settings["config"])
     if run.data is not None:
         mapping["data"]["path"] = run.data
+    if "teacher" in run.settings:
+        mapping["train"]["teacher"] = str(run_dir.with_name(run.settings["teacher"]))
     return parse_config({"run_dir": str(run_dir), **mapping})
 
 

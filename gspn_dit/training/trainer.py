@@ -33,7 +33,6 @@ from gspn_dit.training.run_folder import check_run_dir
 from gspn_dit.training.transfer import begin_from, check_start
 
 
-
 class Trainer(Loop):
     """The training of a denoising network; see `Loop`."""
 

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from gspn_dit import hub
@@ -13,18 +14,31 @@ from gspn_dit.data.mnist import Digits
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.validation import Validator
 from gspn_dit.training import trainer
-from gspn_dit.training.trainer import Trainer
+from gspn_dit.training.trainer import Trainer, train
+from tests.conftest import TINY
 from tests.training.run_state import final_state, log_rows
 from tests.training.test_processes import assert_equal_runs, launch_processes
 from tests.training.test_recipe import assert_same_training
+from tests.training.test_transfer import name_classes
 
 TWO = "model.depth=2"
+FAST = (TWO, "train.validation_images=0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a DiT that is away from its start: its gates are open, its prediction is not zero."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"run_dir": str(folder / "run"), **TINY}))
+    moved = ("model.name=DiT-S/8", "train.learning_rate=0.02", "train.ema_decay=0.5")
+    assert train(load_config(folder / "tiny.yaml", [*FAST, *moved])) == 0
+    return folder / "run"
 
 
 @pytest.fixture
-def teacher(train_run):
-    """A run of a DiT that is away from its start: its gates are open, its prediction is not zero."""
-    return train_run("teacher", TWO, "model.name=DiT-S/8", "train.learning_rate=0.02", "train.ema_decay=0.5")
+def teacher(trained, tmp_path):
+    """The same, for one test alone."""
+    return shutil.copytree(trained, tmp_path / "teacher")
 
 
 @pytest.fixture
@@ -32,7 +46,7 @@ def taught(train_run, teacher):
     """taught("name", "key=value", ...) trains with that teacher."""
 
     def run(name, *overrides):
-        return train_run(name, f"train.teacher={teacher}", TWO, *overrides)
+        return train_run(name, f"train.teacher={teacher}", *FAST, *overrides)
 
     return run
 
@@ -59,7 +73,7 @@ def test_the_weights_are_a_half_unless_set_and_none_is_a_term_left_out(taught):
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
 def test_the_terms_by_hand(train_run, monkeypatch, objective):
     """Both networks asked for what the first batch asks, their mixers heard by other means."""
-    settings = (TWO, f"diffusion.objective={objective}", "train.class_dropout=0.5")
+    settings = (*FAST, f"diffusion.objective={objective}", "train.class_dropout=0.5")
     teacher = train_run("teacher", *settings, "train.learning_rate=0.02", "train.ema_decay=0.5")
     first = train_run("first", *settings, "train.seed=3", "train.learning_rate=0.01")
     batches, backward = [], Trainer.backward
@@ -100,7 +114,7 @@ def keeping(forward, outputs):
 
 
 def test_who_begins_as_the_teacher_has_nothing_to_learn_of_it(train_run, teacher):
-    same = (TWO, "model.name=DiT-S/8", f"train.init_from={teacher}", "train.steps=1")
+    same = (*FAST, "model.name=DiT-S/8", f"train.init_from={teacher}", "train.steps=1")
     row = log_rows(train_run("same", *same, f"train.teacher={teacher}"))[0]
     assert row["teacher"] == row["teacher_blocks"] == 0 and row["loss"] == row["mse"] > 0
 
@@ -108,7 +122,7 @@ def test_who_begins_as_the_teacher_has_nothing_to_learn_of_it(train_run, teacher
 def test_outputs_of_zero_have_a_loss_of_one(train_run, teacher):
     """As those of the mixers that begin anew."""
     row = log_rows(
-        train_run("run", TWO, f"train.init_from={teacher}", f"train.teacher={teacher}", "train.steps=1")
+        train_run("run", *FAST, f"train.init_from={teacher}", f"train.teacher={teacher}", "train.steps=1")
     )
     assert row[0]["teacher_blocks"] == pytest.approx(1)
 
@@ -121,7 +135,7 @@ def test_the_teacher_is_learned_from(taught):
 
 def test_the_teacher_is_no_part_of_the_checkpoint(train_run, taught, teacher):
     before = final_state(teacher)
-    plain, run = train_run("plain", TWO), taught("run")
+    plain, run = train_run("plain", *FAST), taught("run")
     for name in ("model", "ema", "optimizer"):
         ours, theirs = (load_file(latest_checkpoint(r) / f"{name}.safetensors") for r in (run, plain))
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
@@ -141,7 +155,8 @@ def test_the_teacher_is_no_part_of_the_checkpoint(train_run, taught, teacher):
     ],
 )
 def test_the_terms_are_the_same_however_the_work_is_cut(taught, changed):
-    settings = ("train.validate_every=4", "train.sample_every=4", "train.steps=6")
+    watched = ("train.validation_images=8", "train.validate_every=4", "train.sample_every=4")
+    settings = (*watched, "train.steps=6")
     assert_same_training(taught("whole", *settings), taught("cut", *settings, *changed.split()))
 
 
@@ -152,13 +167,20 @@ def test_with_an_auxiliary_head_the_last_layer_is_taught(taught):
 
 
 def test_bf16_asks_the_teacher_in_bf16(train_run, teacher):
-    same = (TWO, "model.name=DiT-S/8", f"train.init_from={teacher}", "train.steps=1", "train.precision=bf16")
+    same = (
+        *FAST,
+        "model.name=DiT-S/8",
+        f"train.init_from={teacher}",
+        "train.steps=1",
+        "train.precision=bf16",
+    )
     row = log_rows(train_run("same", *same, f"train.teacher={teacher}"))[0]
     assert row["teacher"] == row["teacher_blocks"] == 0
 
 
 def test_a_resumed_run_is_bit_equal(taught, teacher, tmp_path):
-    settings = ("train.schedule=constant", "train.checkpoint_every=5", "train.validate_every=5")
+    watched = ("train.validation_images=8", "train.validate_every=5")
+    settings = ("train.schedule=constant", "train.checkpoint_every=5", *watched)
     straight = taught("straight", *settings)
     taught("broken", *settings, "train.steps=5")
     shutil.copytree(teacher, tmp_path / "moved")  # where it lies decides nothing
@@ -169,19 +191,20 @@ def test_a_resumed_run_is_bit_equal(taught, teacher, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["train.py", "tests/training/fsdp2_on_cpu.py"], ids=["ddp", "fsdp2"])
 def test_two_processes_equal_one(taught, teacher, tiny_yaml, tmp_path, program):
-    one, two = taught("one"), tmp_path / "two"
-    cut = ("train.micro_batch=2", "train.sample_every=5", f"train.teacher={teacher}", TWO)
+    two = tmp_path / "two"
+    watched = ("train.validation_images=33", "train.validate_every=5")
+    cut = ("train.micro_batch=2", "train.sample_every=5", f"train.teacher={teacher}", TWO, *watched)
     for steps in (5, 10):
         more = ("train.schedule=constant", f"train.steps={steps}")
         launch_processes(program, str(tiny_yaml), f"run_dir={two}", *cut, *more)
-    one = taught("constant", "train.schedule=constant")
+    one = taught("one", "train.schedule=constant", *watched)
     assert_equal_runs(one, two)
     for row, other in zip(log_rows(one), log_rows(two), strict=True):
         assert other["teacher_blocks"] == pytest.approx(row["teacher_blocks"], rel=1e-4)
 
 
 def test_validation_is_the_plain_error(taught):
-    run = taught("run")
+    run = taught("run", "train.validation_images=512")
     model, _, _ = load_model(run)
     (batch,) = Validator(Digits("heldout"), "flow", images=512, batch_size=512).batches
     with torch.no_grad():
@@ -192,12 +215,12 @@ def test_validation_is_the_plain_error(taught):
 
 def test_a_release_teaches_as_its_run_does(train_run, taught, teacher, tmp_path):
     release = hub.release(teacher, tmp_path / "release")
-    run = train_run("released", TWO, f"train.teacher={release}")
+    run = train_run("released", *FAST, f"train.teacher={release}")
     assert final_state(run) == final_state(taught("run"))
 
 
 def test_a_teacher_of_another_depth_teaches_its_prediction_alone(train_run, teacher, capsys):
-    run = train_run("run", f"train.teacher={teacher}", "train.steps=1")
+    run = train_run("run", f"train.teacher={teacher}", "train.steps=1", "train.validation_images=0")
     assert "teacher_blocks" not in log_rows(run)[0] and log_rows(run)[0]["teacher"] > 0
     assert "prediction 0.5, no mixers' outputs" in capsys.readouterr().out
 
@@ -255,7 +278,10 @@ def test_what_does_not_fit_is_one_line_before_the_work(
 )
 def test_a_teacher_of_other_images_is_refused(train_run, teacher, monkeypatch, changes, message):
     for name, value in changes.items():
-        monkeypatch.setattr(Digits, name, value, raising=False)
+        if name == "class_names":
+            name_classes(monkeypatch, value)
+        else:
+            monkeypatch.setattr(Digits, name, value, raising=False)
     found = refused(monkeypatch, train_run, f"train.teacher={teacher}", "train.validation_images=0")
     assert message in found
 

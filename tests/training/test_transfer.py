@@ -16,9 +16,10 @@ from gspn_dit.training import trainer
 from gspn_dit.training.transfer import begin_from, interpolated
 from tests.training.run_state import final_state
 
-DIT = ("model.name=DiT-S/8", "model.depth=2")
-GSPN_DIT = ("model.depth=2",)
-STILL = ("train.learning_rate=0", "train.steps=1")
+FAST = "train.validation_images=0"
+DIT = ("model.name=DiT-S/8", "model.depth=2", FAST)
+GSPN_DIT = ("model.depth=2", FAST)
+STILL = ("train.learning_rate=0", "train.steps=1", FAST)
 SHAPE = {"input_size": 32, "in_channels": 1, "num_classes": 10, "learn_sigma": False}
 
 
@@ -32,6 +33,16 @@ def started(train_run, name, source, *overrides):
     found = weights(run)
     torch.testing.assert_close(weights(run, "model"), found, rtol=0, atol=0)
     return found
+
+
+def name_classes(monkeypatch, names):
+    begun = Digits.__init__
+
+    def named(self, *split):
+        begun(self, *split)
+        self.class_names = names
+
+    monkeypatch.setattr(Digits, "__init__", named)
 
 
 def equal(found, expected, prefixes, *, but=()):
@@ -117,8 +128,8 @@ def test_a_mixer_that_is_the_same_is_taken_with_its_scales(train_run):
 
 
 def test_other_classes_begin_the_label_table_anew(train_run, monkeypatch, capsys):
-    first = train_run("first")
-    monkeypatch.setattr(Digits, "class_names", [f"class {number}" for number in range(10)])
+    first = train_run("first", FAST)
+    name_classes(monkeypatch, [f"class {number}" for number in range(10)])
     found, source = started(train_run, "named", first), weights(first)
     said = capsys.readouterr().out
     assert "the label table is begun anew: other classes, such as class 0 where the weights have 0" in said
@@ -126,19 +137,19 @@ def test_other_classes_begin_the_label_table_anew(train_run, monkeypatch, capsys
     equal(found, source, ("embed_patches", "embed_time", "final", "blocks"))
     assert not torch.isclose(found["embed_label.weight"], source["embed_label.weight"]).any()
 
-    monkeypatch.setattr(Digits, "class_names", ["few"])
+    name_classes(monkeypatch, ["few"])
     monkeypatch.setattr(Digits, "num_classes", 1)
     original = Digits.draw
     monkeypatch.setattr(
         Digits, "draw", lambda *a: (original(*a)[0], torch.zeros(len(a[1]), dtype=torch.int64))
     )
-    found = started(train_run, "fewer", first, "train.validation_images=0")
+    found = started(train_run, "fewer", first)
     assert found["embed_label.weight"].shape == (2, 16)
     assert "the label table is begun anew: 1 classes, the weights are for 10" in capsys.readouterr().out
 
 
 def test_an_equal_network_takes_all_and_says_no_more(train_run, capsys):
-    first = train_run("first")
+    first = train_run("first", FAST)
     capsys.readouterr()
     torch.testing.assert_close(started(train_run, "second", first), weights(first), rtol=0, atol=0)
     said = capsys.readouterr().out
@@ -155,17 +166,17 @@ def of_size(folder, size, tmp_path, **settings):
 
 
 def test_images_of_another_size(train_run, tmp_path):
-    plain = train_run("plain")
+    plain = train_run("plain", FAST)
     model, said = of_size(plain, 64, tmp_path)
     torch.testing.assert_close(model.state_dict(), weights(plain), rtol=0, atol=0)
     assert len(said) == 1
 
-    waves = train_run("waves", "model.position=sincos")
+    waves = train_run("waves", FAST, "model.position=sincos")
     model, said = of_size(waves, 64, tmp_path, position="sincos")
     torch.testing.assert_close(model.state_dict(), weights(waves), rtol=0, atol=0)
     assert said[1:] == ["positions of 8x8 tokens, the weights are for 4x4: begun anew (they are computed)"]
 
-    learned = train_run("learned", "model.position=learned")
+    learned = train_run("learned", FAST, "model.position=learned")
     model, said = of_size(learned, 64, tmp_path, position="learned")
     table = weights(learned)["embed_position.table"]
     assert torch.equal(model.embed_position.table, interpolated(table, 8))
@@ -194,7 +205,7 @@ def test_a_release_is_a_start_too(train_run, dit, tmp_path):
 
 
 def test_a_start_that_differs_is_resumed_to_the_bit(train_run, dit):
-    settings = (f"train.init_from={dit}", *GSPN_DIT, "train.schedule=constant", "train.validate_every=4")
+    settings = (f"train.init_from={dit}", *GSPN_DIT, "train.schedule=constant")
     straight = train_run("straight", *settings)
     train_run("broken", *settings, "train.steps=4")
     assert final_state(train_run("broken", *settings)) == final_state(straight)
@@ -220,7 +231,7 @@ def test_a_start_that_differs_is_resumed_to_the_bit(train_run, dit):
     ],
 )
 def test_what_cannot_fit_is_one_line_before_the_work(train_run, monkeypatch, overrides, message):
-    first = train_run("first")
+    first = train_run("first", FAST)
     for name in ("build_model", "open_decoder", "create_optimizer"):
         monkeypatch.setattr(trainer, name, lambda *_: pytest.fail("the work was begun"))
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
@@ -235,7 +246,7 @@ def test_other_channels_and_heads_are_refused(train_run, dit, monkeypatch):
     monkeypatch.setattr(Digits, "channels", 3)
     monkeypatch.setattr(Digits, "autoencoder", "/none")
     with pytest.raises(UserError, match="in_channels 1, expected 3: take other weights, or data of as many"):
-        train_run("channels", f"train.init_from={dit}", *DIT, "train.validation_images=0")
+        train_run("channels", f"train.init_from={dit}", *DIT)
 
 
 def test_weights_that_are_not_finite_are_refused(dit):
