@@ -22,6 +22,8 @@ from gspn_dit.errors import UserError
 from gspn_dit.training.build import create_optimizer
 from gspn_dit.training.log import read_metrics
 from tests.classification.conftest import write_pictures
+from tests.launch import accelerate_launch
+from tests.training.run_state import log_rows
 from tests.utils import assert_near
 
 PLAIN = ("augment.mixup=0", "augment.cutmix=0", "augment.erasing=0", "augment.rand_augment=null")
@@ -253,3 +255,14 @@ def test_the_last_weights_too(train_run):
     models = [load_classifier(run, ema=ema)[0] for ema in (True, False)]
     assert not models[0].training and models[0].config["num_classes"] == 3
     assert not torch.equal(models[0].head.weight, models[1].head.weight)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(train_run, recipe, tmp_path):
+    """By the command of the README, with other micro-batches: losses, and what validation found."""
+    one, two = train_run("one", "data.workers=1"), tmp_path / "two"
+    settings = (recipe, f"run_dir={two}", "train.micro_batch=2", "data.workers=1")
+    assert "2 x cpu" in accelerate_launch("-m", "gspn_dit.classification.train", *settings)
+    for row, other in zip(log_rows(one), log_rows(two), strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+    assert row["validation_top1"] <= 1
