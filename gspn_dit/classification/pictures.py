@@ -55,7 +55,7 @@ class Pictures:
         self.labels = torch.tensor(images.labels)
         self.pixels: PixelDataset | None = None
         if config.crop == "padded":
-            keep = augment is not None and fits(len(images.paths), config.size)
+            keep = fits(len(images.paths), config.size)
             self.pixels = PixelDataset(images, config.size, flip=False, keep=keep)
             self.hashes = self.pixels.hashes
             self.notes = self.pixels.notes

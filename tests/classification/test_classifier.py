@@ -1,7 +1,12 @@
 """Training and evaluation of a classifier: what it learns, resumes, draws and refuses."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -22,7 +27,7 @@ from gspn_dit.errors import UserError
 from gspn_dit.training.build import create_optimizer
 from gspn_dit.training.log import read_metrics
 from tests.classification.conftest import write_pictures
-from tests.launch import accelerate_launch
+from tests.launch import ROOT, accelerate_launch
 from tests.training.run_state import log_rows
 from tests.utils import assert_near
 
@@ -213,9 +218,8 @@ def test_bad_trainings(recipe, colours, tmp_path, monkeypatch):
 def test_a_picture_that_cannot_be_read(crop, workers, train_run, colours, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(colours, broken)
-    for name in ("red", "green", "blue"):
-        for file in (broken / "train" / name).iterdir():
-            file.write_bytes(b"no picture")
+    for file in (broken / "train").rglob("*.png"):
+        file.write_bytes(b"no picture")
     settings = (f"data.path={broken}", f"data.crop={crop}", f"data.workers={workers}")
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         train_run("run", *settings)
@@ -255,6 +259,24 @@ def test_the_last_weights_too(train_run):
     models = [load_classifier(run, ema=ema)[0] for ema in (True, False)]
     assert not models[0].training and models[0].config["num_classes"] == 3
     assert not torch.equal(models[0].head.weight, models[1].head.weight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_stops_it_with_a_checkpoint(number, recipe, tmp_path):
+    """As a terminal or a cluster sends it, to the workers too."""
+    command = [sys.executable, "-m", "gspn_dit.classification.train", recipe, "data.workers=2"]
+    command += ["train.steps=5000", "train.checkpoint_every=0", "train.validate_every=0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        log = tmp_path / "run" / "metrics.jsonl"
+        while run.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 2):
+            time.sleep(0.05)
+        os.killpg(run.pid, number)
+        said = run.stderr.read()
+    assert run.returncode == 128 + number and "the same command continues" in said
+    assert "Traceback" not in said and said.count("a checkpoint after this step") == 1
+    assert latest_checkpoint(tmp_path / "run").name == f"step_{len(read_metrics(log)):08d}"
 
 
 @pytest.mark.slow
