@@ -4,12 +4,14 @@ import inspect
 from typing import Any
 
 import torch
-from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers import ModelMixin, Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from gspn_dit.text_to_image.scan_attention import ScanAttention
 
+LOADED_AS = ModelMixin
+"""A pipeline that is loaded looks for this name in the module of each of its parts' classes."""
 SEGMENT = 4
 """Lines after which a scan starts anew, in the published text-to-image models."""
 

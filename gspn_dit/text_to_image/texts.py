@@ -14,7 +14,7 @@ from gspn_dit.errors import UserError
 from gspn_dit.files import write_json
 from gspn_dit.random import generator
 
-NO_TRANSFORMERS = "text encoders need the package transformers: pip install 'gspn-dit[text-to-image]'"
+NO_TRANSFORMERS = "text encoders need the package transformers: pip install transformers"
 START = ""
 """The word that stands before every caption, alone for an empty one."""
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler
 from torch import nn
 
 from gspn_dit.text_to_image import GSPNUNet2DConditionModel, replace_self_attention, scan_attention
@@ -168,6 +169,19 @@ def test_diffusers_saves_and_loads_it(layout, tmp_path):
     assert loaded.config.gspn == {"rank": 3, "segment": 0, "keep_qkv": layout == "sd"}
     x, arguments = make_image(8, 12), make_arguments(layout)
     assert torch.equal(loaded.eval()(x, TIMES, **arguments)[0], unet(x, TIMES, **arguments)[0])
+
+
+def test_a_pipeline_of_diffusers_saves_and_loads_it(tmp_path):
+    DDPMPipeline(replace_self_attention(make_unet()), DDPMScheduler()).save_pretrained(tmp_path)
+    loaded = DDPMPipeline.from_pretrained(tmp_path).unet
+    assert isinstance(loaded, GSPNUNet2DConditionModel)
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), reload(tmp_path).parameters(), strict=True)
+    )
+
+
+def reload(folder):
+    return GSPNUNet2DConditionModel.from_pretrained(folder / "unet")
 
 
 def test_dtype_and_device_are_those_of_the_unet():
