@@ -1,7 +1,10 @@
 // The checks with which the entries of scan and read-out begin; see scan_checks.h.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <optional>
+#include <vector>
 
 #include "scan_checks.h"
 

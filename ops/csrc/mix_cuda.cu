@@ -22,8 +22,8 @@ ScanPlan plan_of_one(ScanShape& s, bool backward, const Tensor& x, int64_t align
   return plan;
 }
 
-std::tuple<Tensor, Tensor> mix(const Tensor& x, const Tensor& lam, const Tensor& logits, std::optional<Tensor> u,
-                               std::vector<int64_t> directions, int64_t segment, int64_t normalization, bool states) {
+std::tuple<Tensor, Tensor> mixed(const Tensor& x, const Tensor& lam, const Tensor& logits, std::optional<Tensor> u,
+                                 std::vector<int64_t> directions, int64_t segment, int64_t normalization, bool states) {
   ScanShape shape = checked_mix(x, lam, logits, u, directions, segment, normalization);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor y = torch::stable::empty_like(x), h = states ? torch::stable::empty_like(lam) : nothing_like(lam);
@@ -47,10 +47,10 @@ std::tuple<Tensor, Tensor> mix(const Tensor& x, const Tensor& lam, const Tensor&
   return {y, h};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> mix_backward(const Tensor& grad_y, const Tensor& x, const Tensor& lam,
-                                                        const Tensor& logits, std::optional<Tensor> u, const Tensor& h,
-                                                        std::vector<int64_t> directions, int64_t segment,
-                                                        int64_t normalization) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> mixed_backward(const Tensor& grad_y, const Tensor& x, const Tensor& lam,
+                                                          const Tensor& logits, std::optional<Tensor> u, const Tensor& h,
+                                                          std::vector<int64_t> directions, int64_t segment,
+                                                          int64_t normalization) {
   ScanShape shape = checked_mix(x, lam, logits, u, directions, segment, normalization);
   check_like(grad_y, x, "grad_y", "x");
   check_like(h, lam, "h");
@@ -92,6 +92,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mix_backward(const Tensor& grad_y, co
 }  // namespace gspn
 
 STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
-  m.impl("mix", TORCH_BOX(&gspn::mix));
-  m.impl("mix_backward", TORCH_BOX(&gspn::mix_backward));
+  m.impl("mix", TORCH_BOX(&gspn::mixed));
+  m.impl("mix_backward", TORCH_BOX(&gspn::mixed_backward));
 }

@@ -159,9 +159,11 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   block_bytes *= plan.lanes * plan.vector * extent.length;
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
-  // As counted in the machine code (benchmarks/sass.py): forward 160 and 143, backward 395 and 394 for V = 4 and 8.
-  const double per_channel = (grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26)) + (s.reads_out ? 4 : 0);
-  const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) + per_channel * plan.vector;
+  // As counted in the machine code (benchmarks/sass.py): forward 160 and 143, backward 395 and 394 for V = 4 and 8; a
+  // read-out adds 47 to 61 and 77 to 86.
+  const double per_channel = (grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26)) + (s.reads_out ? 7.5 : 0);
+  const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) +
+                              (s.reads_out ? 22 : 0) + per_channel * plan.vector;
   const double at_start = backward ? 800 : 500;
   const double waiting = latency / kInFlight;
   const double item = std::max(waiting, 2 * instructions / cycles_per_microsecond);
