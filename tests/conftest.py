@@ -1,6 +1,5 @@
 """Fixtures shared by all tests: every test runs on the CPU; a GPU only adds a parameter."""
 
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -59,15 +58,18 @@ TINY = {
 @pytest.fixture
 def tiny_yaml(tmp_path) -> Path:
     """A config file of a run in tmp_path/run."""
+    # Here, since the scan's own tests run where torch is the only package (tests/ops/test_oldest_torch.py).
+    import yaml
+
     path = tmp_path / "tiny.yaml"
-    path.write_text(json.dumps({"run_dir": str(tmp_path / "run"), **TINY}))
+    path.write_text(yaml.safe_dump({"run_dir": str(tmp_path / "run"), **TINY}))
     return path
 
 
 @pytest.fixture
 def train_run(tiny_yaml, tmp_path) -> Callable[..., Path]:
     """train_run("name", "key=value", ...) trains in tmp_path/name and returns that folder."""
-    # Here, since the scan's own tests run where torch is the only package (tests/ops/test_oldest_torch.py).
+    # Here, as above.
     from gspn_dit.config import load_config
     from gspn_dit.training.trainer import train
 

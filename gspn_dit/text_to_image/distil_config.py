@@ -122,14 +122,7 @@ OWN_RULES = (
 
 def load_distil_config(path: str | Path, overrides: Sequence[str] = ()) -> DistilConfig:
     """Read a YAML file, apply `key.path=value` overrides, check everything; `UserError` for what is wrong."""
-    path = Path(path)
-    mapping = training.read_yaml(path)
-    for override in overrides:
-        training.apply_override(mapping, override)
-    try:
-        return parse_distil_config(mapping)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return schema.load(path, overrides, parse_distil_config)
 
 
 def parse_distil_config(mapping: dict[str, Any]) -> DistilConfig:
