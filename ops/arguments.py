@@ -56,6 +56,26 @@ def check_merge(h: torch.Tensor, u: torch.Tensor) -> None:
         raise ValueError(f"u has shape {tuple(u.shape)}; expected {tuple(h.shape)}, the shape of h")
 
 
+def check_conv(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
+) -> None:
+    """Raise TypeError or ValueError as `check_arguments` does."""
+    _check_tensors(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (B, H, W, C)")
+    channels, sizes = x.shape[3], (3, 5, 7)
+    if weight.dim() != 4 or weight.shape[:2] != (channels, 1) or weight.shape[2] != weight.shape[3]:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; expected (C, 1, k, k) with C = {channels} for x {tuple(x.shape)}"
+        )
+    if weight.shape[2] not in sizes:
+        raise ValueError(f"weight has a kernel of {weight.shape[2]}; expected one of {sizes}")
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({channels},), the channels of x")
+    if activation not in (None, "relu_squared"):
+        raise ValueError(f"activation is {activation!r}; expected None or 'relu_squared'")
+
+
 def _check_tensors(**tensors: torch.Tensor) -> None:
     """All are tensors of one dtype that the kernels know, on one device: those of the first."""
     for name, tensor in tensors.items():

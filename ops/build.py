@@ -30,7 +30,7 @@ USUAL_COMPILER = "/usr/local/cuda/bin"
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: the oldest torch that loads the library
 
 # These are compiled once per instruction set; scan_cpu.cpp chooses at load.
-CPU_KERNELS = ("scan_cpu_kernel", "merge_cpu_kernel", "mix_cpu_kernel")
+CPU_KERNELS = ("scan_cpu_kernel", "merge_cpu_kernel", "mix_cpu_kernel", "conv_cpu_kernel")
 X86_KERNELS = {"kBaselineKernels": "x86-64", "kAvx2Kernels": "x86-64-v3", "kAvx512Kernels": "x86-64-v4"}
 
 
@@ -158,7 +158,7 @@ def compile_commands(cuda_home: Path | None) -> dict[str, list[str]]:
         flags += ["-fno-math-errno", "-fno-trapping-math"]
         for name in CPU_KERNELS:
             commands[f"{name}.{table}.o"] = [*host, *flags, "-c", str(SOURCES / f"{name}.cpp")]
-    for name in ("gspn", "scan_cpu", "merge_cpu", "mix_cpu"):
+    for name in ("gspn", "scan_cpu", "merge_cpu", "mix_cpu", "conv_cpu"):
         commands[name + ".o"] = [*host, "-c", str(SOURCES / f"{name}.cpp")]
     return commands
 

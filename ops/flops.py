@@ -93,6 +93,16 @@ def mix_backward_flops(
     return scan + (merge_backward_flops(grad_y, h, u) if u else 0)
 
 
+def conv_flops(x, weight, bias, square, keep, out_shape=None, **_) -> int:
+    """As torch counts a convolution: two for each tap, and those beyond the map's ends too."""
+    return 2 * prod(x) * weight[2] * weight[3]
+
+
+def conv_backward_flops(grad_y, relu, x, weight, bias, square, out_shape=None, **_) -> int:
+    """The gradients of the input and of the weights, each as much as the forward."""
+    return 2 * conv_flops(x, weight, None, False, False)
+
+
 if BACKENDS:
     register_flop_formula(torch.ops.gspn.scan)(scan_flops)
     register_flop_formula(torch.ops.gspn.scan_backward)(scan_backward_flops)
@@ -100,3 +110,5 @@ if BACKENDS:
     register_flop_formula(torch.ops.gspn.merge_backward)(merge_backward_flops)
     register_flop_formula(torch.ops.gspn.mix)(mix_flops)
     register_flop_formula(torch.ops.gspn.mix_backward)(mix_backward_flops)
+    register_flop_formula(torch.ops.gspn.conv)(conv_flops)
+    register_flop_formula(torch.ops.gspn.conv_backward)(conv_backward_flops)

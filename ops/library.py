@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).resolve().parent / "lib" / "libgspn.so"
-OPERATORS = ("scan", "scan_backward", "merge", "merge_backward", "mix", "mix_backward")
+OPERATORS = tuple(name + end for name in ("scan", "merge", "mix", "conv") for end in ("", "_backward"))
 
 
 def _load() -> tuple[str, ...]:

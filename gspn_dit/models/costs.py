@@ -36,7 +36,8 @@ def model_costs(name: str, **overrides: Any) -> Costs:
         # The difference leaves out what a batch keeps once, such as weights in bf16.
         activations = saved_bytes(model, 2) - saved_bytes(model, 1)
     counts = counter.get_flop_counts()["Global"]
-    scan = sum(count for operator, count in counts.items() if str(operator).startswith("gspn."))
+    of_scan = [name for name in map(str, counts) if name.startswith("gspn.") and "conv" not in name]
+    scan = sum(count for operator, count in counts.items() if str(operator) in of_scan)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Costs(parameters, sum(counts.values()), scan, activations)
 

@@ -18,4 +18,9 @@ STABLE_TORCH_LIBRARY(gspn, m) {
   m.def(
       "mix_backward(Tensor grad_y, Tensor x, Tensor lam, Tensor logits, Tensor? u, Tensor h, int[] directions, "
       "int segment, int normalization) -> (Tensor, Tensor, Tensor, Tensor)");
+  // y, and relu if y is its square and `keep`; conv_backward: dx, dweight, and dbias if there is a bias.
+  m.def("conv(Tensor x, Tensor weight, Tensor? bias, bool square, bool keep) -> (Tensor, Tensor)");
+  m.def(
+      "conv_backward(Tensor grad_y, Tensor relu, Tensor x, Tensor weight, bool bias, bool square) -> "
+      "(Tensor, Tensor, Tensor)");
 }
