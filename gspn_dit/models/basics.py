@@ -9,14 +9,20 @@ from torch.nn.modules.module import _has_any_global_hook
 from ops.transforms import under_transform
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def normalize(x: torch.Tensor, kind: str = "layer", eps: float = 1e-6) -> torch.Tensor:
     """LayerNorm ("layer") or RMSNorm ("rms", arXiv 1910.07467) over channels, without learned scale and shift.
 
-    The statistics are float32 in any dtype.
+    The statistics are float32 in any dtype. So a map of half precision stays one under autocast, which would have it
+    widened, read and written in float32, and narrowed by the next projection.
     """
     norm = F.layer_norm if kind == "layer" else F.rms_norm
+    device = x.device.type
+    if x.dtype in _HALVES and device != "meta" and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return norm(x, x.shape[-1:], eps=eps)
     return norm(x, x.shape[-1:], eps=eps)
 
 
