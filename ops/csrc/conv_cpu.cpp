@@ -15,12 +15,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 const Kernels& kernels() {
-#if defined(__x86_64__)
-  static const Kernels& chosen = chosen_kernels({&kAvx512Kernels, &kAvx2Kernels, &kBaselineKernels});
+  static const Kernels& chosen = chosen_kernels<Kernels>(GSPN_TABLES(gspn::conv));
   return chosen;
-#else
-  return kBaselineKernels;
-#endif
 }
 
 void check_tensor(const Tensor& tensor, const Tensor& x, const char* name) {

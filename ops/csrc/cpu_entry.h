@@ -28,7 +28,14 @@ inline Storage storage_of(const torch::stable::Tensor& tensor, const char* name)
   }
 }
 
-// Of an operator's kernels those of the instruction set that the scan has chosen.
+// The tables of a namespace's kernels, one for each instruction set.
+#if defined(__x86_64__)
+#define GSPN_TABLES(space) {&space::kAvx512Kernels, &space::kAvx2Kernels, &space::kBaselineKernels}
+#else
+#define GSPN_TABLES(space) {&space::kBaselineKernels}
+#endif
+
+// Of these the one of the instruction set that the scan has chosen.
 template <typename Kernels>
 const Kernels& chosen_kernels(std::initializer_list<const Kernels*> tables) {
   for (const Kernels* table : tables)

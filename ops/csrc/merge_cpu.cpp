@@ -17,12 +17,8 @@ namespace {
 using torch::stable::Tensor;
 
 const Kernels& kernels() {
-#if defined(__x86_64__)
-  static const Kernels& chosen = chosen_kernels({&kAvx512Kernels, &kAvx2Kernels, &kBaselineKernels});
+  static const Kernels& chosen = chosen_kernels<Kernels>(GSPN_TABLES(gspn::merge));
   return chosen;
-#else
-  return kBaselineKernels;
-#endif
 }
 
 // Calls run(begin, end) for pixels; a share is large enough to be worth a thread.

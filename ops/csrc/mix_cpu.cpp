@@ -18,22 +18,13 @@ namespace {
 using torch::stable::Tensor;
 
 const Kernels& kernels() {
-#if defined(__x86_64__)
-  static const Kernels& chosen = chosen_kernels({&kAvx512Kernels, &kAvx2Kernels, &kBaselineKernels});
+  static const Kernels& chosen = chosen_kernels<Kernels>(GSPN_TABLES(gspn::mix));
   return chosen;
-#else
-  return kBaselineKernels;
-#endif
 }
 
 const ScanKernels& scan_kernels() {
-#if defined(__x86_64__)
-  static const ScanKernels& chosen =
-      chosen_kernels({&gspn::kAvx512Kernels, &gspn::kAvx2Kernels, &gspn::kBaselineKernels});
+  static const ScanKernels& chosen = chosen_kernels<ScanKernels>(GSPN_TABLES(gspn));
   return chosen;
-#else
-  return gspn::kBaselineKernels;
-#endif
 }
 
 std::tuple<Tensor, Tensor> mix(const Tensor& x, const Tensor& lam, const Tensor& logits, std::optional<Tensor> u,
