@@ -68,6 +68,7 @@ def command(images, tmp_path):  # noqa: F811
     return [*options, "--data", str(images), "--out", str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_the_miniature_is_trained_reported_and_taken_up(images, tmp_path, monkeypatch, capsys):  # noqa: F811
     asked = []
     monkeypatch.setattr(distil_run, "score_run", lambda *a: asked.append(a) or {"kid": 0.0123})
