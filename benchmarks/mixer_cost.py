@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 WIDTH, RANK, GROUPS, DIRECTIONS = 1152, 72, 72, 4
 BYTES = 2  # bfloat16
+LARGEST_TILE = 32 * 32
 FLASH_RATES = {"forward": 550e12, "backward": 400e12}  # operations per second that flash attention reaches
 
-# How the elementwise stages run: by formulas of one pass each in eager mode, as the mixer was; eagerly with the gated
-# merge and relu_squared, as it is; and joined with what follows, as torch.compile makes them.
+# How the elementwise stages run: by formulas of one pass each in eager mode; eagerly with scan and read-out in one and
+# relu_squared, as it is; and relu squared joined with what follows, as torch.compile makes it.
 VARIANTS = ("formulas", "eager", "compiled")
 
 
@@ -35,13 +36,12 @@ def gspn_stages(variant: str) -> list[Stage]:
     projection = Stage("1x1", 2 * c, 2 * c * c)
     # u and h in, y out; backward g, u and h in, dh and du out. By formulas u * h is written and read again, and g is
     # read for each of two products.
-    gate, gate_backward = (2 * k + 1) * c, (4 * k + 1) * c
-    # Compiled, the norm takes y from registers, and its backward leaves g there and has y anew from u and h.
-    norm, norm_backward = 2 * c, 3 * c
+    gate, gate_backward = (4 * k + 1) * c, (4 * k + 2) * c
+    scan = Stage("scan", (1 + 2 * k) * c + logits, 0, (2 + 4 * k) * c + 2 * logits)
     if variant == "formulas":
-        gate, gate_backward = gate + 2 * k * c, gate_backward + c
-    elif variant == "compiled":
-        norm, norm_backward = 0, 0
+        read = [scan, Stage("gate and merge", gate, 0, gate_backward)]
+    else:
+        read = [Stage("scan, gate and merge", (2 + 3 * k) * c + logits, 0, (3 + 5 * k) * c + 2 * logits)]
     # relu, square; backward 2 r, its product with g, and the mask: 2 + 3 + 3.
     relu = {"formulas": (4 * c, 8 * c), "eager": (4 * c, 3 * c), "compiled": (2 * c, 3 * c)}[variant]
     return [
@@ -49,9 +49,8 @@ def gspn_stages(variant: str) -> list[Stage]:
         Stage("depthwise 7x7", 2 * c, 98 * c),
         Stage("bottleneck", c + RANK, 2 * c * RANK),
         Stage("lam, u and logits", 3 * RANK + 2 * k * c + logits, 2 * RANK * (2 * k * c + logits)),
-        Stage("scan", (1 + 2 * k) * c + logits, 0),
-        Stage("gate and merge", gate, 0, gate_backward),
-        Stage("norm", norm, 0, norm_backward),
+        *read,
+        Stage("norm", 2 * c, 0, 3 * c),
         projection,
         Stage("depthwise 3x3", 2 * c, 18 * c),
         Stage("relu squared", relu[0], 0, relu[1]),
@@ -80,7 +79,8 @@ def mixer_seconds(tokens: int, bandwidth: float, rate: float, variant: str = "ea
     """Floors for one token: each mixer forward, and forward and backward."""
     rates = (bandwidth, rate)
     gspn, attention = gspn_stages(variant), attention_stages()
-    scratch = 2 * 4 * DIRECTIONS * WIDTH / bandwidth  # the scan's float32 dx by direction
+    # The scan's float32 dx by direction, where a block cannot keep the sum of a map.
+    scratch = 2 * 4 * DIRECTIONS * WIDTH / bandwidth if tokens > LARGEST_TILE else 0
     forward = {
         "gspn": stage_seconds(gspn, *rates),
         "attention": stage_seconds(attention, *rates) + attention_core(tokens, False),

@@ -1,8 +1,9 @@
 """What the CUDA scan should do, worked out without a GPU: `python benchmarks/predict.py`.
 
-From the compiler's report (registers), the plan of every listed shape (threads, shared memory) and the bytes
-that a scan moves: occupancy, bytes in flight on a multiprocessor, bytes per element, and a floor of time at
-the bandwidth given. Predictions, not yet measured on a GPU. Writes benchmarks/results/cuda_predictions.json.
+From the compiler's report (registers), the plan of every listed shape (threads, shared memory), the machine code's
+instructions and the bytes that must move: bytes in flight on a multiprocessor, the least time at the bandwidth given,
+the plan's modelled time, and which of memory, instructions and waiting binds. The model is made to rank plans: a
+warning, not a time. Predictions, not yet measured on a GPU. Writes benchmarks/results/cuda_predictions.json.
 """
 
 import argparse
@@ -17,30 +18,29 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.compiler_report import Kernel, read_report  # noqa: E402
-from benchmarks.mixer_cost import VARIANTS, gspn_stages, mixer_seconds, stage_seconds  # noqa: E402
-from benchmarks.scan_cost import (  # noqa: E402
-    SHARED_PER_BLOCK,
-    WIDE_MAP,
-    Plan,
-    Shape,
-    ideal_bytes,
-    model_shapes,
-    plan_of,
-    scratch_bytes,
+from benchmarks.mixer_cost import GROUPS, RANK, VARIANTS, WIDTH, gspn_stages, mixer_seconds, stage_seconds  # noqa: E402
+from benchmarks.scan_cost import WIDE_MAP, Plan, Shape, ideal_bytes, model_shapes, plan_of, scratch_bytes  # noqa: E402
+from benchmarks.scan_limits import (  # noqa: E402
+    PROCESSORS,
+    SHARED,
+    limits,
+    read_out,
+    saved_by_maps_inside,
+    target,
 )
 from gspn_dit.errors import UserError, run  # noqa: E402
 from ops.library import BACKENDS, LIBRARY  # noqa: E402
 
-ARCHITECTURE, PROCESSORS = "sm_90", 132
+ARCHITECTURE = "sm_90"
 
 
 def find_kernel(
-    kernels: list[Kernel], shape: Shape, dtype: torch.dtype, backward: bool, plan: Plan
+    kernels: list[Kernel], shape: Shape, dtype: torch.dtype, backward: bool, plan: Plan, reads_out: bool
 ) -> Kernel:
     """The kernel that carries out `plan`."""
     wanted = (
         ARCHITECTURE,
-        "scan_backward" if backward else "scan_forward",
+        ("mix_" if reads_out else "scan_") + ("backward" if backward else "forward"),
         str(dtype).removeprefix("torch."),
         plan.vector,
         shape.groups != shape.channels,
@@ -50,28 +50,41 @@ def find_kernel(
     return next(kernel for kernel in kernels if kernel[:7] == wanted)
 
 
-def loads_per_item(shape: Shape, dtype: torch.dtype, backward: bool, plan: Plan) -> int:
+def loads_per_item(shape: Shape, dtype: torch.dtype, backward: bool, plan: Plan, reads_out: bool) -> int:
     """Bytes that a thread asks for at once: the inputs of one position."""
-    vectors = 2 + backward * (2 if plan.run == 1 else 4)  # x, lam; and grad_h, its own h or three of them
+    vectors = 2 + reads_out  # x, lam, and u
+    vectors += backward * (2 if plan.run == 1 else 4)  # grad_h or grad_y, its own h or three of them
     logits = 3 * (plan.vector if shape.groups == shape.channels else 1)
     return dtype.itemsize * (vectors * plan.vector + logits)
 
 
 def predict(
-    kernels: list[Kernel], shape: Shape, dtype: torch.dtype, backward: bool, bandwidth: float
+    kernels: list[Kernel], shape: Shape, backward: bool, bandwidth: float, reads_out: bool = False
 ) -> dict:
-    """One row of the table; `bandwidth` in bytes per second."""
-    plan = plan_of(shape, dtype, backward, PROCESSORS, SHARED_PER_BLOCK[ARCHITECTURE])
-    kernel = find_kernel(kernels, shape, dtype, backward, plan)
+    """One row of the table, in bfloat16; `bandwidth` in bytes per second.
+
+    With `reads_out` it is of `gspn_mix`: of one kernel, or of the scan's with the merge's bytes and time added.
+    """
+    dtype = torch.bfloat16
+    ideal = ideal_bytes(shape, dtype, backward, reads_out)
+    if reads_out:
+        joined, plan, modelled, moved = read_out(shape, backward, bandwidth)
+    else:
+        joined, plan = False, plan_of(shape, dtype, backward, PROCESSORS, SHARED)
+        modelled, moved = plan.modelled_microseconds, ideal + scratch_bytes(shape, backward, plan)
+    kernel = find_kernel(kernels, shape, dtype, backward, plan, joined)
     warps = -(-plan.threads // 32)
     blocks = min(kernel.resident_warps // warps, 228 * 1024 // (plan.shared_bytes + 1024), 32)
     resident = min(blocks, plan.blocks / PROCESSORS)
-    loads = loads_per_item(shape, dtype, backward, plan)
-    in_flight = resident * plan.threads * plan.items_in_flight * loads
-    ideal = ideal_bytes(shape, dtype, backward)
-    moved = ideal + scratch_bytes(shape, backward, plan)
+    in_flight = (
+        resident * plan.threads * plan.items_in_flight * loads_per_item(shape, dtype, backward, plan, joined)
+    )
+    times = limits(shape, backward, plan, blocks, moved, bandwidth, joined)
     elements = shape.batch * shape.height * shape.width * shape.channels * 4
+    floor = ideal / bandwidth * 1e6
     return {
+        "operator": "gspn_mix" if reads_out else "gspn_scan",
+        "kernels": "one" if joined or not reads_out else "scan, merge",
         "shape": shape._asdict(),
         "pass": "backward" if backward else "forward",
         "dtype": str(dtype).removeprefix("torch."),
@@ -83,7 +96,13 @@ def predict(
         "kilobytes_in_flight": in_flight / 1024,
         "bytes_per_element": moved / elements,
         "ideal_bytes_per_element": ideal / elements,
-        "floor_microseconds": moved / bandwidth * 1e6,
+        "floor_microseconds": floor,
+        "modelled_microseconds": modelled,
+        "limits": times._asdict(),
+        "binds": times.binds,
+        "share": floor / modelled,
+        "target": target(shape, backward),
+        "reached": floor / modelled >= target(shape, backward),
     }
 
 
@@ -129,13 +148,18 @@ def predict_mixers(bandwidth: float, rate: float) -> dict:
 
 
 def print_scans(rows: list[dict]) -> None:
-    """The table of scans."""
-    print(f"{'shape':36}{'pass':>9} regs warps  waves  KB/SM  B/element (ideal)  floor us")
+    """The table of scans, and why a target is not expected to be reached."""
+    head = f"{'shape':34}{'operator':>10}{'pass':>9} regs warps waves KB/SM  B/element (ideal)  floor, modelled us"
+    print(head + "  share, meant  memory, instructions, waiting alone, us: binds")
     for row in rows:
+        alone = ", ".join(f"{value:.0f}" for value in row["limits"].values())
         print(
-            f"{row['shape']['name']:36}{row['pass']:>9}{row['registers']:5}{row['resident_warps']:6}"
-            f"{row['waves']:7.2f}{row['kilobytes_in_flight']:7.0f}{row['bytes_per_element']:11.1f}"
-            f" ({row['ideal_bytes_per_element']:5.1f}){row['floor_microseconds']:10.0f}"
+            f"{row['shape']['name']:34}{row['operator']:>10}{row['pass']:>9}{row['registers']:5}"
+            f"{row['resident_warps']:6}{row['waves']:6.1f}{row['kilobytes_in_flight']:6.0f}"
+            f"{row['bytes_per_element']:11.1f} ({row['ideal_bytes_per_element']:5.1f})"
+            f"{row['floor_microseconds']:8.0f}{row['modelled_microseconds']:8.0f}"
+            f"{row['share']:8.0%} {row['target']:.0%}{'' if row['reached'] else ' missed'}  {alone}: {row['binds']}"
+            f"{'' if row['kernels'] == 'one' else ', in two kernels'}"
         )
 
 
@@ -172,10 +196,12 @@ def main(argv: list[str] | None = None) -> int:
     if "cuda" not in BACKENDS:
         raise UserError("the library has no CUDA kernels: build them with `make setup CUDA=1`")
     kernels = read_report()
-    rows = []
-    for shape in [*model_shapes(), WIDE_MAP]:
-        for backward in (False, True):
-            rows.append(predict(kernels, shape, torch.bfloat16, backward, arguments.bandwidth))
+    rows = [
+        predict(kernels, shape, backward, arguments.bandwidth, reads_out)
+        for shape in [*model_shapes(), WIDE_MAP]
+        for reads_out in (False, True)
+        for backward in (False, True)
+    ]
     build = json.loads(LIBRARY.with_name("build.json").read_text())
     result = {
         "note": "predicted, not yet measured on a GPU",
@@ -191,6 +217,7 @@ def main(argv: list[str] | None = None) -> int:
             for backward in (False, True)
         ],
         "mixers": predict_mixers(arguments.bandwidth, arguments.rate),
+        "maps_inside": saved_by_maps_inside(WIDTH, RANK, GROUPS, arguments.bandwidth, arguments.rate),
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -203,6 +230,11 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['bytes_per_element']:.1f} bytes an element of h, {row['floor_nanoseconds_a_token']:.1f} ns a token"
         )
     print_mixers(result["mixers"])
+    saved = result["maps_inside"]
+    print(
+        "lam, u and logits computed inside the scan would save, ns a token: "
+        f"{saved['maps_forward']:.1f} forward, {saved['maps_backward']:.1f} backward"
+    )
     print(f"written to {arguments.json}")
     return 0
 

@@ -14,6 +14,9 @@ SHARED_PER_BLOCK = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 FORMULA = """bytes of a scan, each element once (ideal):
   forward   x + lam + logits of all but starting lines + h
   backward  grad_h + x + lam + logits and h of all but starting lines + dx + dlam + dlogits
+of scan and read-out in one:
+  forward   x + lam + u + logits of all but starting lines + y, + h where a gradient will need it
+  backward  grad_y + x + lam + u + h + logits of all but starting lines + dx + dlam + du + dlogits
 moved: the ideal ones + float32 scratch, written and read: dx by direction unless a block does all of them,
   and the parts of dlogits that a group wider than a warp leaves"""
 
@@ -66,8 +69,15 @@ class Plan(NamedTuple):
         return self.lanes * self.rows
 
 
-def plan_of(shape: Shape, dtype: torch.dtype, backward: bool, processors: int, shared_per_block: int) -> Plan:
-    """Ask the library for its plan on a device of that many multiprocessors."""
+def plan_of(
+    shape: Shape,
+    dtype: torch.dtype,
+    backward: bool,
+    processors: int,
+    shared_per_block: int,
+    reads_out: bool = False,
+) -> Plan:
+    """Ask the library for its plan on a device of that many multiprocessors; its vector is 0 where it has none."""
     library = ctypes.CDLL(str(LIBRARY))
     library.gspn_cuda_plan.restype = ctypes.c_double
     _, batch, height, width, channels, groups, segment = shape
@@ -75,7 +85,8 @@ def plan_of(shape: Shape, dtype: torch.dtype, backward: bool, processors: int, s
         batch, height, width, len(DIRECTIONS), channels, groups, segment, 0, 0, 1, 2, 3
     )
     out = (ctypes.c_int64 * 10)()
-    time = library.gspn_cuda_plan(numbers, int(backward), dtype.itemsize, processors, shared_per_block, out)
+    kind = backward + 2 * reads_out
+    time = library.gspn_cuda_plan(numbers, kind, dtype.itemsize, processors, shared_per_block, out)
     return Plan(*out, time)
 
 
@@ -85,15 +96,30 @@ def started_share(shape: Shape) -> float:
     return (starts[0] / shape.width + starts[1] / shape.height) / 2
 
 
-def ideal_bytes(shape: Shape, dtype: torch.dtype, backward: bool) -> int:
-    """Every input element read once and every output element written once, nothing else: FORMULA."""
+def ideal_bytes(
+    shape: Shape, dtype: torch.dtype, backward: bool, reads_out: bool = False, states: bool = True
+) -> int:
+    """Every input element read once and every output element written once, nothing else: FORMULA.
+
+    `reads_out` is of scan and read-out in one; `states` says whether its forward keeps h.
+    """
     k, size = len(DIRECTIONS), dtype.itemsize
     pixels = shape.batch * shape.height * shape.width
     x, lam, logits = pixels * shape.channels, pixels * k * shape.channels, pixels * k * 3 * shape.groups
     read = 1 - started_share(shape)
+    if reads_out and backward:
+        return int(size * (3 * x + 5 * lam + (1 + read) * logits))
+    if reads_out:
+        return int(size * (2 * x + (2 + states) * lam + read * logits))
     if backward:
         return int(size * (2 * x + 3 * lam + (1 + read) * logits + read * lam))
     return int(size * (x + 2 * lam + read * logits))
+
+
+def merge_bytes(shape: Shape, dtype: torch.dtype, backward: bool) -> int:
+    """The gated merge of a scan's states: h and u in, y out; backward grad_y too, and dh and du out."""
+    maps = shape.batch * shape.height * shape.width * shape.channels * dtype.itemsize
+    return maps * ((4 if backward else 2) * len(DIRECTIONS) + 1)
 
 
 def scratch_bytes(shape: Shape, backward: bool, plan: Plan) -> int:

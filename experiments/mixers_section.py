@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments import charts
-from experiments.mixers_cost import cost_at_xl
+from experiments.mixers_cost import BANDWIDTH, RATE, cost_at_xl
 from experiments.mixers_plan import (
     BOLD,
     DESIGNS,
@@ -163,13 +163,14 @@ def screening_table(mixers: Mixers, group: str) -> str:
     base = mixers.settings.get(f"screening-{BOLD}")
     designs = SCREENING[group] if group == "path" else (DESIGNS[BOLD], *SCREENING[group])
     rows = [screening_row(mixers, design, base) for design in designs]
-    cost = ("kB / token and layer, XL/2", "MFLOP")
+    cost = ("kB / token and layer, XL/2", "MFLOP", "least time of a layer, DiT's = 1")
     return table((GROUPS[group], "parameters", *cost, *COLUMNS, "against the one in bold"), rows)
 
 
 def screening_row(mixers: Mixers, design: Design, base: Setting | None) -> list[str]:
-    size, operations = cost_at_xl(design)
-    cost = [f"{size / 1e3:.0f}", f"{operations / 1e6:.1f}"]
+    found, dit = cost_at_xl(design.name), cost_at_xl("dit")
+    cost = [f"{found.bytes / 1e3:.0f}", f"{found.operations / 1e6:.1f}"]
+    cost.append(f"{found.nanoseconds / dit.nanoseconds:.2f}")
     setting = mixers.settings.get(f"screening-{design.name}")
     if setting is None:
         return [design.label, MISSING, *cost, *[MISSING] * (len(PARTS) + 1)]
@@ -339,7 +340,9 @@ def setup(mixers: Mixers) -> str:
         f"is the squared error of the velocity of {study.validation_images:,} held-out images by the averaged "
         "weights, the same images, times and noise for all: whole, and by thirds of t, from little noise to much. "
         "Screening: one seed, so that less than 1 % says little, whatever the standard error over the images. Cost: "
-        "bytes (bfloat16) and operations of the forward pass by formula, each network as large as DiT-XL/2"
+        "bytes (bfloat16) and operations of the forward pass by formula, each network as large as DiT-XL/2 at 256 "
+        "tokens; the least time is the sum over a layer's stages of what bytes or operations take at "
+        f"{BANDWIDTH / 1e12:.1f} TB/s and {RATE / 1e12:.0f} TFLOPS, of an H100"
     )
 
 

@@ -63,7 +63,10 @@ class LineScan(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = self.bottleneck(x)  # (B, H, W, R)
-        lam, weights = self._maps(self.to_lam, z), self._line_weights(z)
+        weights = self._line_weights(z)
+        # The scan is linear in lam: without a gate for every direction m_k goes into it, and one operator does it all.
+        folded = weights is not None and self.to_u is None and self.merge_linear is None
+        lam = (self._weighted if folded else self._maps)(self.to_lam, z, EVERY)
         y = x
         for part in self.passes:
             if part.start:  # what the columns carried, so that the rows' product is of no higher degree
@@ -72,7 +75,7 @@ class LineScan(nn.Module):
             y = self._scan_and_merge(y, _part(lam, part), of_part, x, z, part)  # (B, H, W, C)
         return y if self.to_gate is None else y * self._channels(self.to_gate(z))
 
-    def _maps(self, projection: nn.Module, z: torch.Tensor, part: slice = EVERY) -> torch.Tensor:
+    def _maps(self, projection: nn.Module, z: torch.Tensor, part: slice) -> torch.Tensor:
         """(B, H, W, R) -> (B, H, W, k, C), for the directions of a part."""
         return _part(self._channels(projection(z).unflatten(-1, (len(DIRECTIONS), -1))), part)
 
@@ -120,29 +123,28 @@ class LineScan(nn.Module):
         """Scan y along a part's directions and make their maps, each times its gate, one (B, H, W, C)."""
         normalization = self.normalization if self.to_forget is None else "none"
         settings = (DIRECTIONS[part], self.segment, normalization)
-        in_one = self.merge_linear is None and (self.to_u is not None or self.merge_weight is None)
-        if weights is not None and in_one:
+        if self.merge_linear is not None:
+            h = lam * y.unsqueeze(3) if weights is None else gspn_scan(y, lam, weights, *settings)
+            return self._through_linear(h, x, z)
+        if weights is None:  # h = lam y: y is the same for every direction
+            y = y * self._add_up(lam, z, part)
+        else:
             u = None if self.to_u is None else self._weighted(self.to_u, z, part)
             y = gspn_mix(y, lam, weights, u, *settings)
-        else:
-            h = lam * y.unsqueeze(3) if weights is None else gspn_scan(y, lam, weights, *settings)
-            if self.merge_linear is not None:
-                return self._through_linear(h, x, z)
-            y = self._add_up(h, z, part)
         return y if self.to_skip is None else torch.addcmul(y, self._skip(z, part), x)
 
     def _through_linear(self, h: torch.Tensor, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """The maps h (B, H, W, K, C), gated, through one layer."""
-        maps = h if self.to_u is None else self._maps(self.to_u, z) * h
+        maps = h if self.to_u is None else self._maps(self.to_u, z, EVERY) * h
         if self.to_skip is not None:
-            maps = maps + self._maps(self.to_skip, z) * x.unsqueeze(3)
+            maps = maps + self._maps(self.to_skip, z, EVERY) * x.unsqueeze(3)
         return self.merge_linear(maps.flatten(3))
 
-    def _add_up(self, h: torch.Tensor, z: torch.Tensor, part: slice) -> torch.Tensor:
-        """The sum over the directions of m_k u_k h_k, of maps that are at hand."""
+    def _add_up(self, maps: torch.Tensor, z: torch.Tensor, part: slice) -> torch.Tensor:
+        """The sum over the directions of m_k u_k times the maps (B, H, W, k, C) at hand."""
         if self.to_u is not None:
-            return gated_merge(h, self._weighted(self.to_u, z, part))
-        return (h if self.merge_weight is None else h * self.merge_weight[part].to(h.dtype)).sum(3)
+            return gated_merge(maps, self._weighted(self.to_u, z, part))
+        return (maps if self.merge_weight is None else maps * self.merge_weight[part].to(maps.dtype)).sum(3)
 
     def _channels(self, maps: torch.Tensor) -> torch.Tensor:
         """Maps of a few channels each (..., C') as maps of all (..., C), neighbours sharing one."""
