@@ -33,6 +33,9 @@ class Design:
     sized: Sized = field(default_factory=dict)
     """Settings that follow width and depth."""
     train: dict[str, Any] = field(default_factory=dict)
+    diffusion: dict[str, Any] = field(default_factory=dict)
+    internal_guidance: float = 1.0
+    """By the auxiliary head, of samples that are scored beside the unguided ones."""
     family: str = "GSPN-DiT"
     share: float = 1.0
     """Part of the images that it is trained on."""
@@ -70,6 +73,10 @@ def every_second(width: int, depth: int) -> list[int]:
 
 def last(width: int, depth: int) -> list[int]:
     return [depth - 1]
+
+
+def middle(width: int, depth: int) -> int:
+    return (depth - 1) // 2
 
 
 PATH = (
@@ -119,6 +126,21 @@ RECIPE = (
     Design("dit-rms-swiglu", "DiT with RMSNorm and SwiGLU", {**RMS, **SWIGLU}, family="DiT"),
 )
 """What belongs to no mixer."""
+
+INGREDIENTS = (
+    Design("none", "none of these", MODULATED),
+    Design("logit-normal", "logit-normal times", MODULATED, diffusion={"time_distribution": "logit_normal"}),
+    Design("cosine", "cosine of the velocity, weight 1", MODULATED, diffusion={"cosine_weight": 1.0}),
+    Design("contrastive", "contrastive term, weight 0.05", MODULATED, diffusion={"contrastive_weight": 0.05}),
+    Design(
+        "auxiliary-head",
+        "auxiliary head in mid-depth",
+        MODULATED,
+        {"auxiliary_head": middle},
+        internal_guidance=1.4,
+    ),
+)
+"""Of the recipe, what moves the loss by design: compared by its samples."""
 
 SCREENING = {"path": PATH, "variations": VARIATIONS, "recipe": RECIPE}
 DESIGNS = {design.name: design for designs in SCREENING.values() for design in designs}
@@ -255,7 +277,7 @@ def make_run(design: Design, study: Study, seed: int, kind: str, patch: int, ima
     train |= {"log_every": max(1, steps // 40), "checkpoint_every": max(1, steps // 4)}
     config = {
         "model": model | design.settings(width, depth),
-        "diffusion": {"objective": "flow"},
+        "diffusion": {"objective": "flow", **design.diffusion},
         "data": {"kind": "images", "path": DATA, "size": study.size},
         "train": train,
         "sample": {"sampler": "heun", "steps": 12, "per_class": 4},
@@ -292,9 +314,19 @@ def final_runs(study: Study) -> list[Run]:
     ]
 
 
+def ingredient_runs(study: Study) -> list[Run]:
+    """Seed by seed."""
+    patch = next(iter(study.grids))
+    return [
+        make_run(design, study, seed, "recipe", patch, study.screening_images)
+        for seed in study.seeds
+        for design in INGREDIENTS
+    ]
+
+
 def mixer_runs(study: Study, data: Path | None = None) -> list[Run]:
     """All trainings of the study, with the folder that their images are read from."""
-    runs = [*screening_runs(study), *final_runs(study)]
+    runs = [*screening_runs(study), *final_runs(study), *ingredient_runs(study)]
     return [replace(run, data=str(data or DATA)) for run in runs]
 
 
@@ -310,7 +342,8 @@ def describe(study: Study, runs: list[Run], waiting: list[Run], workers: int) ->
     return (
         f"mixers: {len(DESIGNS)} designs with one seed and {study.screening_images:,} images each; {len(FINALS)} "
         f"networks with {len(study.seeds)} seeds, {first[1]:,} images in patches of {first[0]} and {second[1]:,} "
-        f"in patches of {second[0]}; {len(runs) - len(waiting)} of {len(runs)} trainings done\n"
+        f"in patches of {second[0]}; {len(INGREDIENTS)} recipes as often; {len(runs) - len(waiting)} of "
+        f"{len(runs)} trainings done\n"
         f"cost: {hours[0]:.1f} hours of one core in all, {hours[1]:.1f} of them to come: "
         f"{hours[1] / workers:.1f} hours with {workers} at a time (estimated)"
     )

@@ -1,9 +1,10 @@
-"""What the finals draw: scores of unguided samples, and a picture of the first of them.
+"""What finals and recipes draw: scores of samples, and a picture of the first of the finals'.
 
 Measured on the run folders of the mixer's study while they are there; each network's result is kept as JSON.
 """
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from experiments.mixers_plan import FINALS, Study, final_kind
+from experiments.mixers_plan import FINALS, INGREDIENTS, Study, final_kind
 from experiments.plan import Run
 from experiments.train_run import environment, is_measured, read_config, write_json
 from gspn_dit.checkpoint import load_model
@@ -28,27 +29,53 @@ SHOWN = 8
 """Samples of a class in the picture."""
 
 
-def score_path(results: Path, run: Run) -> Path:
-    return results / "scores" / f"{run.name}.json"
+@dataclass(frozen=True)
+class Scored:
+    """Samples of a run that are scored."""
+
+    run: Run
+    internal_guidance: float = 1.0
+
+    @property
+    def variant(self) -> str:
+        return self.run.variant + ("" if self.internal_guidance == 1 else "-guided")
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-seed{self.run.seed}"
+
+    def path(self, results: Path) -> Path:
+        return results / "scores" / f"{self.name}.json"
 
 
-def settings_of(study: Study, run: Run) -> dict[str, Any]:
+def scored_of(study: Study, runs: list[Run]) -> list[Scored]:
+    """Of the study's runs the finals on the first grid and the recipes, these guided by their head too."""
+    prefix = final_kind(study, next(iter(study.grids)))
+    guidance = {f"{prefix}-{design.name}": 1.0 for design in FINALS}
+    guidance |= {f"recipe-{design.name}": design.internal_guidance for design in INGREDIENTS}
+    return [
+        Scored(run, scale)
+        for run in runs
+        if run.variant in guidance
+        for scale in sorted({1.0, guidance[run.variant]})
+    ]
+
+
+def settings_of(study: Study, scored: Scored) -> dict[str, Any]:
     """What decides the scores, but for the seed's noise."""
-    config = read_config(run, Path("unused"))
-    return {"run": run.key, "samples": study.samples, **sample_settings(config, 1.0)}
+    config = read_config(scored.run, Path("unused"))
+    settings = sample_settings(config, 1.0, scored.internal_guidance)
+    return {"run": scored.run.key, "samples": study.samples, **settings}
 
 
 def measure(study: Study, runs: list[Run], results: Path, work: Path) -> None:
-    """Score every final of the first grid whose run folder is there and that is not scored yet."""
-    prefix = final_kind(study, next(iter(study.grids)))
-    finals = {f"{prefix}-{design.name}" for design in FINALS}
+    """Score what is to be scored, whose run folder is there and that is not scored yet."""
     waiting = [
-        run
-        for run in runs
-        if run.variant in finals
-        and run.result_path(results).exists()
-        and (work / f"{run.name}-{run.key}").is_dir()
-        and not is_measured(score_path(results, run), settings_of(study, run))
+        scored
+        for scored in scored_of(study, runs)
+        if scored.run.result_path(results).exists()
+        and (work / scored.run.folder).is_dir()
+        and not is_measured(scored.path(results), settings_of(study, scored))
     ]
     if not waiting:
         return
@@ -57,27 +84,29 @@ def measure(study: Study, runs: list[Run], results: Path, work: Path) -> None:
     except UserError as error:
         print(f"left out, the scores of samples: {error}")
         return
-    for run in waiting:
-        print(f"samples of {run.name}", flush=True)
-        record = score_run(study, run, work / f"{run.name}-{run.key}", results)
-        write_json(score_path(results, run), record)
+    for scored in waiting:
+        print(f"samples of {scored.name}", flush=True)
+        record = score_run(study, scored, work / scored.run.folder, results)
+        write_json(scored.path(results), record)
 
 
-def score_run(study: Study, run: Run, run_dir: Path, results: Path) -> dict[str, Any]:
-    """Scores of a network's samples against the held-out images; the first seed's picture goes to results/."""
+def score_run(study: Study, scored: Scored, run_dir: Path, results: Path) -> dict[str, Any]:
+    """Scores of samples against the held-out images; a final of the first seed leaves its picture in results/."""
+    run = scored.run
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     config = read_config(run, run_dir)
     model, _, _ = load_model(run_dir, device=accelerator.device)
     decoder = create_autoencoder(None, accelerator.device)
-    images, labels = draw(model, config, decoder, study.samples, 1.0, accelerator.device)
+    images, labels = draw(
+        model, config, decoder, study.samples, 1.0, accelerator.device, scored.internal_guidance
+    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "samples.npz"
-        np.savez(
-            file, arr_0=images
-        )  # without labels: class accuracy needs the features of all images trained on
+        # without labels: class accuracy needs the features of all images trained on
+        np.savez(file, arr_0=images)
         held_out = str(Path(run.data) / "test")
         scores = score_files(file, held_out, Options(features="efficientnet"), accelerator)
-    if run.seed == study.seeds[0]:
+    if run.seed == study.seeds[0] and not run.variant.startswith("recipe-"):
         save_grid(
             by_class(images, labels),
             rows=len(np.unique(labels)),
@@ -85,7 +114,7 @@ def score_run(study: Study, run: Run, run_dir: Path, results: Path) -> dict[str,
         )
     kept = {key: scores[key] for key in KEPT}
     return {
-        "settings": settings_of(study, run),
+        "settings": settings_of(study, scored),
         "network": scores["settings"]["network"],
         **kept,
         **environment(),

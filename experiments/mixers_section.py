@@ -21,7 +21,8 @@ from experiments.mixers_plan import (
     mixer_runs,
     study_folder,
 )
-from experiments.mixers_scores import score_path
+from experiments.mixers_scores import scored_of
+from experiments.mixers_scores_section import ingredient_table, judge_kid, score_table
 from experiments.sections import MISSING, Section, show, table
 from experiments.summary import Setting, load_json, load_settings
 from gspn_dit.evaluation.validation import BANDS, Losses, paired_difference, times
@@ -59,10 +60,6 @@ TARGETS = (
 )
 
 
-KID_SHARE = 0.7
-"""The winner's KID over DiT's, at most."""
-
-
 @dataclass(frozen=True)
 class Mixers:
     """The study's results."""
@@ -72,7 +69,7 @@ class Mixers:
     reach: dict[str, Any] | None = None
     """What one output token sees, of `experiments.reach`."""
     scores: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Variant -> scores of its samples for each seed, of `experiments.mixers_scores`."""
+    """`Scored.variant` -> scores of its samples for each seed, of `experiments.mixers_scores`."""
     samples: list[tuple[str, Path]] = field(default_factory=list)
     """Pictures of samples: of which network, and the file."""
 
@@ -93,10 +90,10 @@ def load_mixers(scale: str, results: Path) -> Mixers | None:
     runs = {run.name: run.key for run in mixer_runs(STUDIES[scale])}
     folder = study_folder(results)
     scores: dict[str, list[dict[str, Any]]] = {}
-    for run in mixer_runs(STUDIES[scale]):
-        found = load_json(score_path(folder, run))
-        if found is not None and found["settings"]["run"] == run.key:
-            scores.setdefault(run.variant, []).append(found)
+    for scored in scored_of(STUDIES[scale], mixer_runs(STUDIES[scale])):
+        found = load_json(scored.path(folder))
+        if found is not None and found["settings"]["run"] == scored.run.key:
+            scores.setdefault(scored.variant, []).append(found)
     return Mixers(
         STUDIES[scale],
         load_settings(folder, runs),
@@ -215,56 +212,12 @@ def final_table(mixers: Mixers, kind: int) -> str:
     return table((*head, "images/s, training", "the winner against it"), rows)
 
 
-def score_table(mixers: Mixers) -> str:
-    """KID and FID of the finals' samples, over the seeds; "" before any is measured."""
-    rows = []
-    for design in FINALS:
-        found = mixers.scores.get(f"{mixers.kinds()[0]}-{design.name}", [])
-        if found:
-            shown = [spread([each[key] for each in found]) for key in ("kid", "fid")]
-            rows.append([design.label, str(len(found)), *shown])
-    if not rows:
-        return ""
-    real = next(iter(mixers.scores.values()))[0]
-    rows.append(
-        [
-            "half of the held-out images",
-            "",
-            f"{real['kid_real_halves']:.4f}",
-            f"{real['fid_real_halves']:.1f}",
-        ]
-    )
-    head = f"{mixers.study.samples:,} unguided samples against the held-out images"
-    return table((head, "seeds", "KID", "FID"), rows)
-
-
-def judge_scores(mixers: Mixers) -> tuple[int, str]:
-    """As `judge`, of the winner's KID over DiT's, seed by seed."""
-    winner, dit = (
-        {
-            each["settings"]["seed"]: each["kid"]
-            for each in mixers.scores.get(f"{mixers.kinds()[0]}-{name}", [])
-        }
-        for name in ("winner", "dit")
-    )
-    ratios = [winner[seed] / dit[seed] for seed in winner if seed in dit]
-    what = f"KID of samples, the winner's over DiT's: {spread(ratios) if ratios else MISSING}"
-    wanted = f"meant: at most {KID_SHARE}"
-    if len(ratios) < len(mixers.study.seeds):
-        return 1, f"{what}, {len(ratios)} of {len(mixers.study.seeds)} seeds ({wanted})"
-    met = sum(ratios) / len(ratios) <= KID_SHARE
-    return (2, f"met: {what}") if met else (0, f"**missed**: {what} ({wanted})")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and range."""
-    mean = f"{sum(values) / len(values):.4g}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.4g} to {max(values):.4g})"
-
-
 def verdicts(mixers: Mixers) -> list[str]:
     """Each target, missed ones first, then those that are not measured, then those met."""
-    judged = [*(judge(mixers, target) for target in TARGETS), judge_scores(mixers)]
+    judged = [
+        *(judge(mixers, target) for target in TARGETS),
+        judge_kid(mixers.kinds()[0], mixers.scores, len(mixers.study.seeds)),
+    ]
     found = sorted(judged, key=lambda pair: pair[0])
     return [text for _, text in found]
 
@@ -361,8 +314,9 @@ def mixers_section(mixers: Mixers, folder: Path) -> Section:
         pictures.append("mixers-samples.png")
     found = percent(share_by_seed(mixers.final(0, "winner"), mixers.final(0, "no-scan"), "loss"))
     tables = [final_table(mixers, kind) for kind in range(len(mixers.study.grids))]
-    tables += filter(None, [score_table(mixers)])
+    tables += filter(None, [score_table(mixers.kinds()[0], mixers.scores, mixers.study.samples)])
     tables += [screening_table(mixers, group) for group in SCREENING]
+    tables += filter(None, [ingredient_table(mixers.scores, mixers.study.samples)])
     return Section(
         "mixers",
         "What the scan is worth",

