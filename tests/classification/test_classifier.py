@@ -77,9 +77,11 @@ def test_micro_batches_workers_and_recomputing_change_no_draw(train_run):
     one = weights(train_run("one", "train.steps=2"))
     settings = ("train.micro_batch=2", "data.workers=1", "model.checkpoint_activations=true")
     other = weights(train_run("other", "train.steps=2", *settings))
-    for name, value in one.items():
-        if name.startswith("model"):
-            assert_near(other[name], value, name, tolerance=1e-3)
+    # The mean of the gradients, not the weights: AdamW makes a whole step of a gradient that is all rounding.
+    moments = [name for name in one if name.startswith("optimizer.exp_avg.")]
+    assert moments
+    for name in moments:
+        assert_near(other[name], one[name], name, tolerance=1e-3)
 
 
 def batches(recipe, *overrides, **shares):
