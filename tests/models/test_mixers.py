@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
+from gspn_dit.models import mixers
 from gspn_dit.models.basics import relu_squared
 from gspn_dit.models.line_scan import DIRECTIONS, LineScan
-from gspn_dit.models.mixers import DepthwiseConv, SelfAttention, create_mixer
+from gspn_dit.models.mixers import DepthwiseConv, SelfAttention, TokenConv, create_mixer
 from gspn_dit.models.settings import resolve_settings
 from ops import gspn_scan_reference
 from tests.utils import assert_near
@@ -194,3 +195,17 @@ def test_depthwise_convolution_sees_each_channel_alone_and_copies_nothing():
     changed = (conv(moved) - conv(x)).abs().amax((0, 1, 2)) > 0
     assert changed.nonzero().flatten().tolist() == [3]
     assert conv(x).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "kernel_size, dtype, own",
+    [(7, torch.float32, True), (3, torch.float32, False), (3, torch.bfloat16, True)],
+)
+def test_depthwise_convolution_takes_the_kernels_where_they_are_faster(monkeypatch, kernel_size, dtype, own):
+    taken = []
+    convolve = mixers.convolve
+    monkeypatch.setattr(mixers, "convolve", lambda *a: taken.append(a) or convolve(*a))
+    conv = DepthwiseConv(16, kernel_size, bias=True).to(dtype)
+    x = torch.randn(2, 5, 6, 16, dtype=dtype)
+    assert_near(conv(x), TokenConv.forward(conv, x), tolerance=1e-5 if dtype == torch.float32 else 0.02)
+    assert len(taken) == own
