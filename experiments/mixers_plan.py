@@ -37,8 +37,6 @@ class Design:
     internal_guidance: float = 1.0
     """By the auxiliary head, of samples that are scored beside the unguided ones."""
     family: str = "GSPN-DiT"
-    share: float = 1.0
-    """Part of the images that it is trained on."""
 
     def settings(self, width: int, depth: int) -> dict[str, Any]:
         """Settings of a network of this width and depth, but for its name."""
@@ -161,9 +159,6 @@ SCAN_ONLY = (
     "direction_skip",
 )
 """What of a winner attention has no use for."""
-EQUAL_TIME = 1.0
-"""Images that DiT trains on in the time in which the winner trains on one; 1 until it is measured."""
-
 FINALS = (
     Design("winner", "GSPN-DiT, the winner", {**WINNER, **FINAL_RECIPE}, train=FINAL_TRAIN),
     Design("no-scan", "its scan left out", {**WINNER, **FINAL_RECIPE, **IDENTITY}, train=FINAL_TRAIN),
@@ -175,8 +170,7 @@ FINALS = (
     ),
     Design("dit", "DiT, the same recipe", FINAL_RECIPE, train=FINAL_TRAIN, family="DiT"),
 )
-if EQUAL_TIME != 1:
-    FINALS += (replace(FINALS[-1], name="dit-equal-time", label="DiT, equal time", share=EQUAL_TIME),)
+"""None at equal time: the winner trains faster than DiT (benchmarks/bench_training.py), and equal images favour DiT."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +265,7 @@ def make_run(design: Design, study: Study, seed: int, kind: str, patch: int, ima
         design, name, width, depth, _target(width, depth, study.size), **pixels(study.size)
     )
     model = {"name": name, "width": width, "depth": depth, "label_std": 1.0, "mlp_ratio": ratio}
-    steps = round(images * design.share / study.batch_size)
+    steps = images // study.batch_size
     train = {**TRAIN, **study.train, **design.train, "batch_size": study.batch_size}
     train |= {"steps": steps, "seed": seed, "validation_images": 0}
     train |= {"log_every": max(1, steps // 40), "checkpoint_every": max(1, steps // 4)}

@@ -29,6 +29,7 @@ from gspn_dit.evaluation.validation import BANDS, Losses, paired_difference, tim
 
 PARTS = ("loss", *BANDS)
 COLUMNS = ("all", "t < 1/3", "1/3 to 2/3", "t > 2/3")
+SPEEDS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "training_cpu.json"
 BINS = 8
 """Of t, in the picture."""
 GROUPS = {
@@ -72,6 +73,8 @@ class Mixers:
     """`Scored.variant` -> scores of its samples for each seed, of `experiments.mixers_scores`."""
     samples: list[tuple[str, Path]] = field(default_factory=list)
     """Pictures of samples: of which network, and the file."""
+    speeds: dict[tuple[int, str], float] = field(default_factory=dict)
+    """(lines, final) -> speed of training over DiT's, measured side by side by benchmarks/bench_training.py."""
 
     def final(self, kind: int, name: str) -> Setting | None:
         return self.settings.get(f"{self.kinds()[kind]}-{name}")
@@ -100,7 +103,14 @@ def load_mixers(scale: str, results: Path) -> Mixers | None:
         load_json(folder / "reach.json"),
         scores,
         pictures_of_samples(STUDIES[scale], folder),
+        load_speeds() if scale == "cpu" else {},
     )
+
+
+def load_speeds() -> dict[tuple[int, str], float]:
+    """As `Mixers.speeds`; empty before they are measured."""
+    found = load_json(SPEEDS) or {"rows": []}
+    return {(row["lines"], row["network"]): row["over_dit"] for row in found["rows"]}
 
 
 def pictures_of_samples(study: Study, results: Path) -> list[tuple[str, Path]]:
@@ -191,11 +201,13 @@ def final_table(mixers: Mixers, kind: int) -> str:
     """The winner and its controls on one grid: losses over the seeds, and the winner's against each."""
     rows = []
     winner = mixers.final(kind, "winner")
+    lines = int(mixers.kinds()[kind].partition("-")[0])
     for design in FINALS:
         setting = mixers.final(kind, design.name)
         if setting is None:
             rows.append([design.label, "0", *[MISSING] * (len(PARTS) + 4)])
             continue
+        speed = mixers.speeds.get((lines, design.name))
         rows.append(
             [
                 design.label,
@@ -203,13 +215,12 @@ def final_table(mixers: Mixers, kind: int) -> str:
                 f"{setting.one('images'):,}",
                 f"{setting.one('parameters') or 0:,}",
                 *(show(setting.get(f"validation.{part}"), 4) for part in PARTS),
-                show(setting.get("images_per_second"), 0),
+                MISSING if speed is None else f"{speed:.2f}",
                 "" if setting is winner else percent(share_by_seed(winner, setting, "loss")),
             ]
         )
-    lines = mixers.kinds()[kind].partition("-")[0]
     head = (f"{lines} x {lines} tokens", "seeds", "images", "parameters", *COLUMNS)
-    return table((*head, "images/s, training", "the winner against it"), rows)
+    return table((*head, "training speed, DiT's = 1", "the winner against it"), rows)
 
 
 def verdicts(mixers: Mixers) -> list[str]:
