@@ -1,6 +1,7 @@
 # Everything a fresh machine needs comes with the first target: Python >= 3.11, gcc/g++ and make suffice.
 #   make train          set up, build the scan, train the demo (or CONFIG=...), sample and score
 #   make test           set up and run the tests
+#   make sample         draw a grid from runs/demo, or RUN; before there is one, from pretrained/digits
 #   make experiments    test the paper's claims (SCALE=cpu or gpu), and write docs/experiments.md
 # Settings: CUDA=1 installs the CUDA compiler, CUDA=0 leaves it out (neither: with it where there is an NVIDIA GPU, and
 # for the tests, which read its machine code); PYTHON names the Python that makes .venv.
@@ -13,7 +14,7 @@ PY := .venv/bin/python
 # Without a configuration accelerate starts one process on a machine that has no GPU, whatever NPROC is.
 LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes $(NPROC),$(PY))
 
-.PHONY: setup build train compare sample eval leaderboard golden-eval golden-dit experiments test test-all gpu-check bench lint format
+.PHONY: setup build train compare sample pretrained eval leaderboard golden-eval golden-dit experiments test test-all gpu-check bench lint format
 
 test test-all: CUDA ?= 1
 
@@ -31,8 +32,18 @@ compare: setup
 	$(PY) train.py configs/demo_dit.yaml $(ARGS)
 	$(PY) eval_fid.py --compare runs/demo runs/demo_dit
 
+# Unless RUN is given: the demo's run once it has a checkpoint, before that the digits in the repository.
+DEMO = $(or $(and $(wildcard runs/demo/checkpoints/step_*),runs/demo),$(wildcard pretrained/digits),runs/demo)
+
 sample: setup
-	$(PY) sample.py $(RUN) $(ARGS)
+	$(PY) sample.py $(if $(filter file,$(origin RUN)),$(DEMO),$(RUN)) $(ARGS)
+
+# Releases RUN's averaged weights to pretrained/NAME, for the repository; LIMIT is in megabytes.
+NAME ?= digits
+LIMIT ?= $(if $(filter digits,$(NAME)),4,10)
+
+pretrained: setup
+	$(PY) -m gspn_dit.hub $(RUN) pretrained/$(NAME) --limit $(LIMIT)
 
 # Without ARGS as the demo is scored: a run on latents needs ARGS with the reference of its images.
 eval: setup

@@ -1,9 +1,9 @@
 """A run as one folder or hub repository: its EMA weights in the hub's usual form, and what sampling needs.
 
-    python -m gspn_dit.hub RUN FOLDER [--push ORG/NAME]     release a run's EMA weights
+    python -m gspn_dit.hub RUN FOLDER [--push ORG/NAME] [--limit MB]     release a run's EMA weights
 
 A released folder also has the run's config.yaml and a state.json: `load_model`, and with it sample.py, takes
-it or its hub id in place of a run.
+it or its hub id in place of a run; `sha256sum --check SHA256SUMS` in it says whether every file is as released.
 """
 
 import dataclasses
@@ -30,21 +30,31 @@ from gspn_dit.files import (
     sync_folder,
 )
 from gspn_dit.models.networks import from_pretrained
-from gspn_dit.models.weights import FILES, WEIGHTS, card, is_hub_id, upload, write_text, write_weights
+from gspn_dit.models.weights import (
+    FILES,
+    HASHES,
+    WEIGHTS,
+    card,
+    is_hub_id,
+    upload,
+    write_text,
+    write_weights,
+)
 
 __all__ = ["from_pretrained", "release"]
 
 TRAINING = """
-The averaged (EMA) weights after {step:,} steps, {images_seen:,} images, of objective `{objective}`. Samples:
+The averaged (EMA) weights, in float32, after {step:,} steps, {images_seen:,} images. Objective `{objective}`. Samples:
 
     python sample.py FOLDER_OR_HUB_ID {vae}--out grid.png
 """
 
 
-def release(run: str | Path, folder: str | Path) -> Path:
+def release(run: str | Path, folder: str | Path, limit: float | None = None) -> Path:
     """Write the EMA weights of a run to a folder that `from_pretrained`, sample.py and the hub take.
 
-    The folder is new, empty, or that of an earlier release; `UserError` for another, or one within the run.
+    The folder is new, empty, or that of an earlier release; `UserError` for another, or one within the run, and for
+    weights of more than `limit` megabytes (10^6 bytes), before anything is written.
     """
     folder = Path(folder)
     checkpoint = find_checkpoint(run)
@@ -52,6 +62,7 @@ def release(run: str | Path, folder: str | Path) -> Path:
     check_folder(folder)
     check_output_folder("FOLDER", folder)
     model, config, _ = load_model(run)
+    check_size(model, run, limit)
     config = without_local_autoencoder(config)
     state = read_state(checkpoint)
     write_release(folder, model, config, state)
@@ -75,8 +86,18 @@ def check_folder(folder: Path) -> None:
             )
 
 
+def check_size(model: nn.Module, run: str | Path, limit: float | None) -> None:
+    """Raise `UserError` for weights of more than `limit` megabytes; None is no limit."""
+    megabytes = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6
+    if limit is not None and megabytes > limit:
+        raise UserError(
+            f"the EMA weights of {run} take {megabytes:.1f} MB; expected at most {limit:g} (--limit): "
+            "release a smaller network, or raise the limit"
+        )
+
+
 def write_release(folder: Path, model: nn.Module, config: Config, state: dict[str, Any]) -> None:
-    """Write the five files of a release, whole before they are there: a kill leaves an earlier release or this one.
+    """Write the files of a release, whole before they are there: a kill leaves an earlier release or this one.
 
     `state` is that of a checkpoint; of weights that were not trained here it has their `origin`, a text for the card.
     """
@@ -88,7 +109,7 @@ def write_release(folder: Path, model: nn.Module, config: Config, state: dict[st
 
 
 def write_files(folder: Path, model: nn.Module, config: Config, state: dict[str, Any]) -> None:
-    """The five files of a release, one after the other."""
+    """The files of a release, one after the other, their hashes last."""
     write_weights(model, folder)
     save_config(config, folder / "config.yaml")
     files = {name: (folder / name) for name in (WEIGHTS, "config.yaml")}
@@ -102,6 +123,8 @@ def write_files(folder: Path, model: nn.Module, config: Config, state: dict[str,
     license = "other" if "origin" in state else "apache-2.0"
     write_text(folder / "README.md", card(model, training_text(config, state), license))
     write_text(folder / "state.json", json.dumps(state, indent=1))
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in sorted(set(FILES) - {HASHES})]
+    write_text(folder / HASHES, "".join(lines))
 
 
 def training_text(config: Config, state: dict[str, Any]) -> str:
@@ -138,12 +161,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--private", action="store_true", help="make a new repository private (default: public)"
     )
+    parser.add_argument(
+        "--limit", metavar="MB", type=float, help="refuse weights of more megabytes (default: any size)"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.limit is not None and not arguments.limit > 0:
+        raise UserError(f"--limit {arguments.limit:g}: expected megabytes, more than 0")
     if arguments.push and not is_hub_id(arguments.push):
         raise UserError(f"--push {arguments.push}: expected ORG/NAME, the id of a repository on the hub")
     if arguments.private and not arguments.push:
         raise UserError("--private is for an upload: give --push ORG/NAME too")
-    folder = release(arguments.run, arguments.folder)
+    folder = release(arguments.run, arguments.folder, arguments.limit)
     print(f"released to {folder}")
     if needs_vae(load_config(folder / "config.yaml")):
         print(

@@ -25,8 +25,10 @@ from gspn_dit.files import describe_file, replacing, require_home
 from gspn_dit.names import utf8_path
 
 WEIGHTS = "model.safetensors"
-FILES = (WEIGHTS, "config.json", "config.yaml", "state.json", "README.md")
-"""What a released folder may hold: the last three but the card are those of a run (see gspn_dit/hub.py)."""
+HASHES = "SHA256SUMS"
+"""The hashes of a release's other files, as `sha256sum --check` reads them."""
+FILES = (WEIGHTS, "config.json", "config.yaml", "state.json", "README.md", HASHES)
+"""What a released folder may hold: config.yaml and state.json are those of a run (see gspn_dit/hub.py)."""
 
 HUB_CACHES = ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME")
 """Variables that name the folder of what is downloaded from the hub."""
