@@ -1,0 +1,276 @@
+"""A generated task of long range: are the two marked pixels the ends of one curve, among distractors?
+
+A layout has two curves of the same length L and shorter ones. A picture of either label can be made of every layout:
+both ends of a curve are marked, or an end of each, such that the marks are equally far apart. So neither the curves nor
+the distance of the marks tells the label: it takes following a curve, over L pixels.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gspn_dit.files import claimed_file, replacing
+
+PARTS = ("training", "held_out")
+TRAINING, HELD_OUT = range(len(PARTS))
+"""Streams of layouts."""
+CHANNELS = 2
+"""Curves, marks."""
+SYMMETRIES = 8
+"""Of the square: a turn by quarters, after a reflection or none."""
+TRIES = 10
+"""Places tried for a distractor before it is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What decides every picture."""
+
+    size: int
+    """Side of a picture, in pixels."""
+    lengths: tuple[int, int]
+    """Shortest and longest curve whose ends are marked, in pixels; uniform between them."""
+    distractors: int
+    """Shorter curves beside them, but for those for which no place is found."""
+    shortest: int = 4
+    """Pixels of the shortest distractor; the longest has L - 1."""
+    turn: float = 0.3
+    """Chance with which a curve turns at a pixel."""
+    layouts: int = 20_000
+    held_out: int = 2000
+
+    @property
+    def key(self) -> str:
+        """Hash of all of it, for the name of a file."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Generated layouts; N of them, of side S."""
+
+    curves: np.ndarray
+    """(N, S, S) bool: the pixels of all curves."""
+    marks: np.ndarray
+    """(N, 3, 2) uint8: row and column of a mark, of its curve's other end, of an end of the other curve."""
+    lengths: np.ndarray
+    """(N,) uint8: L."""
+    turns: np.ndarray
+    """(N,) uint8: corners of the marked curve, whose ends a picture of the label "one curve" marks."""
+
+    def __len__(self) -> int:
+        return len(self.curves)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of all of it."""
+        digest = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            digest.update(np.ascontiguousarray(getattr(self, field.name)).tobytes())
+        return digest.hexdigest()
+
+
+Curve = list[tuple[int, int]]
+"""Rows and columns of its pixels, end to end."""
+
+
+class Board:
+    """The pixels on which a curve may still go."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.stride = (
+            size,
+            size + 2,
+        )  # with a border of one pixel, so that surroundings never leave it
+        self.taken = bytearray(self.stride**2)
+        self.curves: list[Curve] = []
+
+    def place(self, shape: Curve, row: int, column: int) -> Curve | None:
+        """Put a shape's first pixel at a place; None where it would leave the picture or touch another curve."""
+        down, right = row - shape[0][0], column - shape[0][1]
+        curve = [(r + down, c + right) for r, c in shape]
+        last = self.size - 1
+        if not all(0 <= r <= last and 0 <= c <= last for r, c in curve):
+            return None
+        pixels = [(r + 1) * self.stride + c + 1 for r, c in curve]
+        if any(map(self.taken.__getitem__, pixels)):
+            return None
+        for pixel in pixels:
+            surround(self.taken, pixel, self.stride)
+        self.curves.append(curve)
+        return curve
+
+    def place_anywhere(self, shape: Curve, draw: "Draws") -> Curve | None:
+        """Put a shape at random, at any place within the picture with the same chance; None where that is taken."""
+        rows, columns = zip(*shape, strict=True)
+        spare = self.size - 1 - max(rows) + min(rows), self.size - 1 - max(columns) + min(columns)
+        if min(spare) < 0:
+            return None
+        row, column = (int(draw() * (count + 1)) for count in spare)
+        return self.place(shape, row + rows[0] - min(rows), column + columns[0] - min(columns))
+
+    def to_border(self, pixel: tuple[int, int]) -> int:
+        """Pixels from the nearest border, less than 0 beyond it."""
+        return min(*pixel, self.size - 1 - max(pixel))
+
+    def picture(self) -> np.ndarray:
+        """(S, S) bool."""
+        pixels = np.zeros((self.size, self.size), dtype=bool)
+        for curve in self.curves:
+            rows, columns = zip(*curve, strict=True)
+            pixels[rows, columns] = True
+        return pixels
+
+
+def walk(length: int, turn: float, draw: "Draws") -> Curve:
+    """A walk by unit steps along rows and columns that does not touch itself, on a board without end.
+
+    It turns with the chance `turn` at each pixel, and where it would touch itself; one that gets stuck is begun anew.
+    """
+    stride = 2 * length + 3
+    while True:
+        taken = bytearray(stride**2)
+        pixel, before = stride * (length + 1) + length + 1, 0
+        step = (1, -1, stride, -stride)[int(4 * draw())]
+        curve = [pixel]
+        taken[pixel] = 1
+        while len(curve) < length:
+            side = (stride if abs(step) == 1 else 1) * (1 if draw() < 0.5 else -1)
+            first, second = (side, step) if draw() < turn else (step, side)
+            for step in (first, second, -side):
+                if not taken[pixel + step]:
+                    break
+            else:
+                break
+            if (
+                before
+            ):  # the pixel before the last may touch the next one at a corner, those before it may not
+                surround(taken, before, stride)
+            before, pixel = pixel, pixel + step
+            curve.append(pixel)
+            taken[pixel] = 1
+        if len(curve) == length:
+            return [divmod(pixel, stride) for pixel in curve]
+
+
+def surround(taken: bytearray, pixel: int, stride: int) -> None:
+    """Take a pixel and its eight neighbours."""
+    for start in (pixel - stride - 1, pixel - 1, pixel + stride - 1):
+        taken[start : start + 3] = b"\1\1\1"
+
+
+class Draws:
+    """Uniform numbers in [0, 1) of a layout, by its stream and number alone."""
+
+    def __init__(self, stream: int, number: int) -> None:
+        self.rng = np.random.Generator(np.random.Philox(key=[stream, number]))
+        self.next = iter(()).__next__
+
+    def __call__(self) -> float:
+        try:
+            return self.next()
+        except StopIteration:
+            self.next = iter(self.rng.random(512).tolist()).__next__
+            return self.next()
+
+    def below(self, count: int) -> int:
+        return int(count * self())
+
+
+def draw_layout(task: Task, stream: int, number: int) -> tuple[np.ndarray, Curve, int, int]:
+    """Curves (S, S) bool, the three marks, L and corners of a layout, by its stream and number alone."""
+    draw = Draws(stream, number)
+    low, high = task.lengths
+    length = low + draw.below(high - low + 1)
+    marks = None
+    while marks is None:
+        board = Board(task.size)
+        curve = board.place_anywhere(walk(length, task.turn, draw), draw)
+        marks = curve and place_other(board, curve, walk(length, task.turn, draw), draw)
+    for _ in range(task.distractors):
+        shape = walk(task.shortest + draw.below(length - task.shortest), task.turn, draw)
+        any(board.place_anywhere(shape, draw) for _ in range(TRIES))
+    return board.picture(), marks, length, corners(curve)
+
+
+def place_other(board: Board, curve: Curve, shape: Curve, draw: Draws) -> Curve | None:
+    """Put the second long curve so that one of its ends is as far from an end of the first as its other end is.
+
+    As far along both axes, these exchanged or not, and as far from the border within a pixel: neither tells one pair
+    from the other. Gives the mark, the other end of its curve, and that end of the second; None where there is no room.
+    """
+    options = [(end, sides, ahead) for end in (0, -1) for sides in range(SYMMETRIES) for ahead in (0, -1)]
+    while options:
+        end, sides, ahead = options.pop(draw.below(len(options)))
+        mark, same = curve[end], curve[-1 - end]
+        rows, columns = same[0] - mark[0], same[1] - mark[1]
+        if sides & 4:
+            rows, columns = columns, rows
+        place = mark[0] + (-rows if sides & 1 else rows), mark[1] + (-columns if sides & 2 else columns)
+        if abs(board.to_border(place) - board.to_border(same)) <= 1 and board.place(
+            shape[::-1] if ahead else shape, *place
+        ):
+            return [mark, same, place]
+    return None
+
+
+def corners(curve: Curve) -> int:
+    """Pixels at which a curve turns."""
+    return sum(a[0] != c[0] and a[1] != c[1] for a, c in zip(curve, curve[2:], strict=False))
+
+
+def draw_layouts(task: Task, stream: int, count: int) -> Layouts:
+    """The first `count` layouts of a stream."""
+    label = f"curves, {task.size}x{task.size}"
+    numbers = tqdm(range(count), desc=label, unit="layout", leave=False, disable=count < 1000)
+    curves, *rest = zip(*(draw_layout(task, stream, number) for number in numbers), strict=True)
+    return Layouts(np.stack(curves), *(np.array(column, dtype=np.uint8) for column in rest))
+
+
+def cached_layouts(task: Task, folder: Path) -> tuple[Layouts, Layouts]:
+    """Training and held-out layouts, from the file in `folder` that is made where there is none."""
+    path = folder / f"layouts-{task.key}.npz"
+    names = [field.name for field in dataclasses.fields(Layouts)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed_file(path, wait=True):
+        if not path.exists():
+            sets = draw_layouts(task, TRAINING, task.layouts), draw_layouts(task, HELD_OUT, task.held_out)
+            arrays = {
+                f"{part}_{name}": getattr(layouts, name)
+                for part, layouts in zip(PARTS, sets, strict=True)
+                for name in names
+            }
+            with replacing(path) as file:
+                np.savez_compressed(file, **arrays)
+    with np.load(path) as arrays:
+        return tuple(Layouts(*(arrays[f"{part}_{name}"] for name in names)) for part in PARTS)
+
+
+def draw_pictures(
+    layouts: Layouts, chosen: np.ndarray, labels: np.ndarray, symmetries: np.ndarray | None = None
+) -> np.ndarray:
+    """Pictures (n, 2, S, S) float32, of 0 and 1: the curves and the marks.
+
+    Args:
+        chosen: (n,) numbers of layouts.
+        labels: (n,) 1 for two ends of one curve, 0 for an end of each.
+        symmetries: (n,) of 0 to 7, by which a picture is turned and reflected; None leaves them as they are.
+    """
+    count = np.arange(len(chosen))
+    curves = layouts.curves[chosen]
+    pictures = np.zeros((len(chosen), CHANNELS, *curves.shape[1:]), dtype=np.float32)
+    pictures[:, 0] = curves
+    for mark in (layouts.marks[chosen, 0], layouts.marks[chosen, np.where(labels, 1, 2)]):
+        pictures[count, 1, mark[:, 0], mark[:, 1]] = 1
+    if symmetries is not None:
+        for symmetry in range(1, SYMMETRIES):
+            which = symmetries == symmetry
+            turned = np.rot90(pictures[which], symmetry % 4, axes=(2, 3))
+            pictures[which] = turned[..., ::-1] if symmetry >= 4 else turned
+    return pictures
