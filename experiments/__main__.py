@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from experiments import (
+    curves_plan,
+    curves_study,
     kernel,
     mixers_plan,
     mixers_scores,
@@ -35,10 +37,13 @@ MIXERS = "mixers"
 NAMES = ("kernel", *EXPERIMENTS, MIXERS)
 RATES = "rates"
 """Not an experiment but a check of their common learning rate, done when it is asked for, like CHECKS."""
-EXTRAS = (DISTIL, text_to_image.NAME)
-"""Done when they are asked for."""
-WITH_IMAGES = (MIXERS, *EXTRAS)
+CURVES = curves_plan.NAME
+WITH_IMAGES = (MIXERS, DISTIL, text_to_image.NAME)
 """Those that learn from --data."""
+EXTRAS = (DISTIL, text_to_image.NAME, CURVES)
+"""Done when they are asked for."""
+APART = (MIXERS, *EXTRAS)
+"""Those with folders of their own."""
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,7 +60,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help=f"{', '.join(NAMES)}; or what is not among the default: {RATES}, of the learning rate; lines, of what the "
         f"scan adds on longer ones; {DISTIL}, a DiT that teaches a GSPN-DiT on photographs; {text_to_image.NAME}, a "
-        "distilled UNet",
+        f"distilled UNet; {CURVES}, which networks learn to follow a curve",
     )
     parser.add_argument(
         "--data",
@@ -95,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers = worker_count() if arguments.workers is None else arguments.workers
         work = arguments.out / "runs" / "experiments" / scale.name
         names = tuple(arguments.only or NAMES)
-        if not set(names) <= set(WITH_IMAGES):
+        if not set(names) <= set(APART):
             with keeping(work):
                 failed = run_experiments(scale, names, results, work, workers)
         if MIXERS in names:
@@ -113,6 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             with keeping(distil_folder(work)):
                 failed += run_distil(plan, arguments.data, *folders, workers)
+        if CURVES in names:
+            if scale.name not in curves_plan.STUDIES:
+                raise errors.UserError(no_scale(CURVES, scale))
+            folders = map(curves_plan.curves_folder, (results, work))
+            with keeping(curves_plan.curves_folder(work)):
+                failed += curves_study.run(scale.name, *folders, workers)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
     return 1 if failed else 0
 

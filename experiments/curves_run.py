@@ -106,10 +106,8 @@ def train(model: nn.Module, batches: Batches, recipe: Recipe) -> dict[str, Any]:
         seconds.append(time.perf_counter() - start)
         if (step + 1) % every == 0:
             curve.append([(step + 1) * recipe.batch_size, round(statistics.fmean(recent), 5)])
-            print(
-                f"images {curve[-1][0]}: loss {curve[-1][1]}, {recipe.batch_size / statistics.median(seconds):.0f} images/s",
-                flush=True,
-            )
+            speed = recipe.batch_size / statistics.median(seconds)
+            print(f"images {curve[-1][0]}: loss {curve[-1][1]}, {speed:.0f} images/s", flush=True)
             recent = []
     return {
         "diverged": None,

@@ -165,6 +165,8 @@ class Run:
     seconds: float
     data: str | None = None
     """The folder that images are read from, which is no setting; None for digits."""
+    program: str | None = None
+    """The module whose `run_one` does it; None for `train_run`."""
 
     @property
     def key(self) -> str:

@@ -1,6 +1,7 @@
 """Training runs that are still to do, several at a time, each in a process of its own with one thread."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -42,7 +43,7 @@ def run_all(runs: list[Run], results: Path, work: Path, workers: int) -> list[st
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="training runs", unit="run") as bar:
         if workers == 0:
             for run in waiting:
-                run_one(run, results, work)
+                (importlib.import_module(run.program).run_one if run.program else run_one)(run, results, work)
                 bar.update()
             return []
         return in_processes(waiting, results, work, workers, bar)
@@ -80,7 +81,7 @@ def start(run: Run, results: Path, work: Path) -> subprocess.Popen:
     command = [
         sys.executable,
         "-m",
-        "experiments.train_run",
+        run.program or "experiments.train_run",
         fields,
         str(results.resolve()),
         str(work.resolve()),

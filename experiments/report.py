@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from experiments import sections
+from experiments.curves_section import curves_section, load_curves
 from experiments.distil_section import distil_section, load_distil
 from experiments.kernel_section import kernel_section
 from experiments.mixers_section import load_mixers, mixers_section
@@ -51,6 +52,9 @@ def write_report(scale: Scale, results: Path, docs: Path) -> Path:
     distil = load_distil(scale.name, results)
     if distil:
         built.append(distil_section(distil, charts))
+    curves = load_curves(scale.name, results)
+    if curves:
+        built.append(curves_section(curves, charts))
     text = "\n\n".join(
         [sections.header(data), summary(built), *(section.markdown(name) for section in built)]
     )
