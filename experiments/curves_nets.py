@@ -1,6 +1,7 @@
 """The networks of the study of curves: one small isotropic classifier, of which only what mixes the tokens varies."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -173,6 +174,7 @@ def reach(network: Network, size: int) -> int | None:
     return None if pixels >= size - PATCH else pixels
 
 
+@cache
 def count_parameters(network: Network, size: int) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in Classifier(network, size).parameters())
