@@ -23,7 +23,7 @@ def draw_examples(tasks: Sequence[Task], path: Path) -> None:
         order = np.argsort(layouts.lengths, kind="stable")
         chosen = order[np.linspace(0, len(order) - 1, EXAMPLES).astype(int)]
         for row, label in enumerate((1, 0)):
-            pictures = draw_pictures(layouts, chosen, np.full(EXAMPLES, label))
+            pictures, _ = draw_pictures(layouts, chosen, np.full(EXAMPLES, label))
             for column, (picture, layout) in enumerate(zip(pictures, chosen, strict=True)):
                 axes = panels[row, EXAMPLES * number + column]
                 axes.imshow(COLORS[(picture[0] + picture[1]).astype(int)], interpolation="none")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.curves_task import CHANNELS
+from experiments.curves_task import CHANNELS, MARKS
 from gspn_dit.classification.backbone import EPS
 from gspn_dit.models.basics import fan_in_normal_, zero_
 from gspn_dit.models.layers import MLP, PositionEmbedding
@@ -112,7 +112,7 @@ class Classifier(nn.Module):
     """Pictures (B, 2, S, S) to the logit (B,) of "one curve": patches, blocks on one grid, norm, read-out.
 
     What is read out is the mean of all tokens beside that of the two that hold a mark: a network may bring the two
-    ends' news together anywhere, or all the way to a mark.
+    ends' news together anywhere, or all the way to a mark. A second head answers at every token.
     """
 
     def __init__(self, network: Network, size: int) -> None:
@@ -127,6 +127,7 @@ class Classifier(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.head = nn.Linear(2 * width, 1)
+        self.count = nn.Linear(width, MARKS + 1)
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
@@ -141,19 +142,22 @@ class Classifier(nn.Module):
         # Most of a picture is empty. Without a bias the tokens there were zero, and the gradient of their norm 1 / EPS.
         fan_in_normal_(self.stem.weight, gain=SPARSE)
         nn.init.normal_(self.stem.bias)
-        nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        for head in (self.head, self.count):
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
 
     def tokens(self, x: torch.Tensor) -> torch.Tensor:
         """The last block's tokens (B, S / 2, S / 2, C)."""
         x = x.to(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         return self.blocks(self.position(self.stem(x)))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.norm(self.tokens(x)).flatten(1, 2)  # (B, N, C)
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logit (B,), and those of 0, 1 and 2 marks on the curve of every token (B, S / 2, S / 2, 3)."""
+        tokens = self.norm(self.tokens(x))
         marked = F.max_pool2d(x[:, 1], PATCH).flatten(1).unsqueeze(1)  # (B, 1, N)
-        at_marks = (marked @ tokens / marked.sum(2, keepdim=True)).squeeze(1)  # (B, C)
-        return self.head(torch.cat([tokens.mean(1), at_marks], dim=1)).squeeze(1)
+        at_marks = (marked @ tokens.flatten(1, 2) / marked.sum(2, keepdim=True)).squeeze(1)  # (B, C)
+        read = torch.cat([tokens.mean((1, 2)), at_marks], dim=1)
+        return self.head(read).squeeze(1), self.count(tokens)
 
 
 def reach(network: Network, size: int) -> int | None:

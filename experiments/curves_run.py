@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.curves_nets import Classifier, Network
-from experiments.curves_task import SYMMETRIES, Layouts, Task, cached_layouts, draw_pictures
+from experiments.curves_nets import PATCH, Classifier, Network
+from experiments.curves_task import NO_CURVE, SYMMETRIES, Layouts, Task, cached_layouts, draw_pictures
 from experiments.plan import Run
 from experiments.train_run import environment, write_json
 from gspn_dit import errors
@@ -36,6 +36,8 @@ class Recipe:
     weight_decay: float = 0.01
     clip: float = 1.0
     """Norm to which a larger gradient is scaled."""
+    count_weight: float = 1.0
+    """Of the loss at the tokens, which are to tell how many marks are on their curve."""
     ramp: float = 0.0
     """Part of the training in which the longest curve rises from the shortest to the task's."""
 
@@ -66,18 +68,36 @@ class Batches:
         longest = low + share * (high - low)
         return int(np.searchsorted(self.sorted_lengths, longest, side="right"))
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pictures (B, 2, S, S) and labels (B,), float32."""
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pictures (B, 2, S, S), labels (B,), float32, and counts (B, S, S)."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, BATCHES]))
         count = self.recipe.batch_size
         chosen = self.by_length[rng.integers(self.allowed(step), size=count)]
         labels, symmetries = rng.integers(2, size=count), rng.integers(SYMMETRIES, size=count)
-        pictures = draw_pictures(self.layouts, chosen, labels, symmetries)
-        return torch.from_numpy(pictures), torch.from_numpy(labels).float()
+        pictures, counts = draw_pictures(self.layouts, chosen, labels, symmetries)
+        return torch.from_numpy(pictures), torch.from_numpy(labels).float(), torch.from_numpy(counts)
+
+
+def losses(
+    model: nn.Module, pictures: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropies of the pictures' labels, and of the marks on the curve of every token that has one.
+
+    The labels alone teach next to nothing to begin with: all that is near a mark is alike in both kinds of pictures.
+    The tokens beside a mark learn at once, and from them those farther along.
+    """
+    logits, found = model(pictures)
+    of_tokens = F.max_pool2d(
+        counts.float(), PATCH
+    ).long()  # (B, S / 2, S / 2): a patch has pixels of one curve only
+    return (
+        F.binary_cross_entropy_with_logits(logits, labels),
+        F.cross_entropy(found.flatten(0, 2), of_tokens.flatten(), ignore_index=NO_CURVE),
+    )
 
 
 def train(model: nn.Module, batches: Batches, recipe: Recipe) -> dict[str, Any]:
-    """Train; the loss curve, the speed, and the largest norm of a gradient before it was scaled."""
+    """Train; the two losses over the images, the speed, and norms of the gradient before it was scaled."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -85,36 +105,31 @@ def train(model: nn.Module, batches: Batches, recipe: Recipe) -> dict[str, Any]:
         fused=True,
     )
     model.train()
-    curve, seconds, norms, recent = [], [], [], []
+    found = {"diverged": None, "loss_curve": []}
+    seconds, norms, recent = [], [], []
     every = max(1, recipe.steps // 40)
     for step in range(recipe.steps):
         start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
-        pictures, labels = batches.batch(step)
-        loss = F.binary_cross_entropy_with_logits(model(pictures), labels)
-        loss.backward()
+        parts = losses(model, *batches.batch(step))
+        (parts[0] + recipe.count_weight * parts[1]).backward()
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)))
-        recent.append(loss.item())
-        if not math.isfinite(recent[-1]) or not math.isfinite(norms[-1]):
-            return {
-                "diverged": f"step {step + 1}: loss {recent[-1]}, gradient {norms[-1]}",
-                "loss_curve": curve,
-            }
+        recent.append([part.item() for part in parts])
+        if not all(map(math.isfinite, (*recent[-1], norms[-1]))):
+            return found | {"diverged": f"step {step + 1}: losses {recent[-1]}, gradient {norms[-1]}"}
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
         if (step + 1) % every == 0:
-            curve.append([(step + 1) * recipe.batch_size, round(statistics.fmean(recent), 5)])
+            means = [round(statistics.fmean(column), 5) for column in zip(*recent, strict=True)]
+            found["loss_curve"].append([(step + 1) * recipe.batch_size, *means])
             speed = recipe.batch_size / statistics.median(seconds)
-            print(f"images {curve[-1][0]}: loss {curve[-1][1]}, {speed:.0f} images/s", flush=True)
+            print(f"images {found['loss_curve'][-1][0]}: losses {means}, {speed:.0f} images/s", flush=True)
             recent = []
-    return {
-        "diverged": None,
-        "loss_curve": curve,
-        "images_per_second": recipe.batch_size / statistics.median(seconds),
-        "gradient": {"median": statistics.median(norms), "largest": max(norms)},
-    }
+    found["images_per_second"] = recipe.batch_size / statistics.median(seconds)
+    found["gradient"] = {"median": statistics.median(norms), "largest": max(norms)}
+    return found
 
 
 @torch.no_grad()
@@ -123,12 +138,9 @@ def score(model: nn.Module, layouts: Layouts, batch_size: int = 100) -> dict[str
     model.eval()
     right = []
     for chosen in np.array_split(np.arange(len(layouts)), math.ceil(len(layouts) / batch_size)):
-        found = [
-            (model(torch.from_numpy(draw_pictures(layouts, chosen, np.full(len(chosen), label)))) > 0).numpy()
-            == label
-            for label in (0, 1)
-        ]
-        right.append(np.stack(found, axis=1))
+        both = (draw_pictures(layouts, chosen, np.full(len(chosen), label))[0] for label in (0, 1))
+        logits = [model(torch.from_numpy(pictures))[0].numpy() for pictures in both]
+        right.append(np.stack([logits[0] <= 0, logits[1] > 0], axis=1))
     right = np.concatenate(right)  # (N, 2)
     tables = {}
     for name in ("lengths", "turns"):

@@ -4,11 +4,12 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from experiments.curves_nets import Classifier
 from experiments.curves_plan import GSPN, Design, Grid, Study, network_of
+from experiments.curves_run import losses
+from experiments.curves_task import CHANNELS, MARKS
 from experiments.throughput import summary
 from experiments.train_run import environment, is_measured, write_json
 
@@ -58,14 +59,15 @@ class Contender:
         torch.manual_seed(0)
         self.model = Classifier(network_of(design, study), grid.task.size)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
-        self.pictures = torch.rand(BATCH, 2, grid.task.size, grid.task.size).gt(0.9).float()
+        self.pictures = torch.rand(BATCH, CHANNELS, grid.task.size, grid.task.size).gt(0.9).float()
         self.labels = torch.randint(2, (BATCH,)).float()
+        self.counts = torch.randint(MARKS + 1, (BATCH, grid.task.size, grid.task.size))
 
     def seconds(self, kind: str) -> float:
         """Time of a step of training, or of a batch's logits."""
         start = time.perf_counter()
         if kind == "training":
-            F.binary_cross_entropy_with_logits(self.model(self.pictures), self.labels).backward()
+            sum(losses(self.model, self.pictures, self.labels, self.counts)).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
         else:

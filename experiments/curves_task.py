@@ -21,8 +21,12 @@ TRAINING, HELD_OUT = range(len(PARTS))
 """Streams of layouts."""
 CHANNELS = 2
 """Curves, marks."""
+MARKS = 2
 SYMMETRIES = 8
 """Of the square: a turn by quarters, after a reflection or none."""
+NO_CURVE = -1
+COUNTS = np.array([[NO_CURVE, 1, 1, 0], [NO_CURVE, 2, 0, 0]], dtype=np.int8)
+"""Marks on a pixel's curve, by the label and what `Layouts.curves` has there."""
 TRIES = 10
 """Places tried for a distractor before it is left out."""
 
@@ -56,9 +60,10 @@ class Layouts:
     """Generated layouts; N of them, of side S."""
 
     curves: np.ndarray
-    """(N, S, S) bool: the pixels of all curves."""
+    """(N, S, S) uint8: 0 where no curve is, 1 on the one whose ends are marked together, 2 on the other long one, 3 on
+    the distractors."""
     marks: np.ndarray
-    """(N, 3, 2) uint8: row and column of a mark, of its curve's other end, of an end of the other curve."""
+    """(N, 3, 2) uint8: row and column of a mark, of its curve's other end, of an end of the other long curve."""
     lengths: np.ndarray
     """(N,) uint8: L."""
     turns: np.ndarray
@@ -120,11 +125,11 @@ class Board:
         return min(*pixel, self.size - 1 - max(pixel))
 
     def picture(self) -> np.ndarray:
-        """(S, S) bool."""
-        pixels = np.zeros((self.size, self.size), dtype=bool)
-        for curve in self.curves:
+        """(S, S) uint8: 0, or the number of a curve in the order in which they were put, 3 for all from the third."""
+        pixels = np.zeros((self.size, self.size), dtype=np.uint8)
+        for number, curve in enumerate(self.curves, 1):
             rows, columns = zip(*curve, strict=True)
-            pixels[rows, columns] = True
+            pixels[rows, columns] = min(number, 3)
         return pixels
 
 
@@ -184,7 +189,7 @@ class Draws:
 
 
 def draw_layout(task: Task, stream: int, number: int) -> tuple[np.ndarray, Curve, int, int]:
-    """Curves (S, S) bool, the three marks, L and corners of a layout, by its stream and number alone."""
+    """Curves (S, S) uint8, the three marks, L and corners of a layout, by its stream and number alone."""
     draw = Draws(stream, number)
     low, high = task.lengths
     length = low + draw.below(high - low + 1)
@@ -254,8 +259,10 @@ def cached_layouts(task: Task, folder: Path) -> tuple[Layouts, Layouts]:
 
 def draw_pictures(
     layouts: Layouts, chosen: np.ndarray, labels: np.ndarray, symmetries: np.ndarray | None = None
-) -> np.ndarray:
-    """Pictures (n, 2, S, S) float32, of 0 and 1: the curves and the marks.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, 2, S, S) float32 of 0 and 1, the curves and the marks; and the counts (n, S, S) int64.
+
+    Counts are the marks on a pixel's curve, `NO_CURVE` where there is none.
 
     Args:
         chosen: (n,) numbers of layouts.
@@ -264,13 +271,14 @@ def draw_pictures(
     """
     count = np.arange(len(chosen))
     curves = layouts.curves[chosen]
-    pictures = np.zeros((len(chosen), CHANNELS, *curves.shape[1:]), dtype=np.float32)
-    pictures[:, 0] = curves
+    planes = np.zeros((len(chosen), CHANNELS + 1, *curves.shape[1:]), dtype=np.int8)
+    planes[:, 0] = curves > 0
     for mark in (layouts.marks[chosen, 0], layouts.marks[chosen, np.where(labels, 1, 2)]):
-        pictures[count, 1, mark[:, 0], mark[:, 1]] = 1
+        planes[count, 1, mark[:, 0], mark[:, 1]] = 1
+    planes[:, 2] = np.where(labels[:, None], COUNTS[1], COUNTS[0])[count[:, None, None], curves]
     if symmetries is not None:
         for symmetry in range(1, SYMMETRIES):
             which = symmetries == symmetry
-            turned = np.rot90(pictures[which], symmetry % 4, axes=(2, 3))
-            pictures[which] = turned[..., ::-1] if symmetry >= 4 else turned
-    return pictures
+            turned = np.rot90(planes[which], symmetry % 4, axes=(2, 3))
+            planes[which] = turned[..., ::-1] if symmetry >= 4 else turned
+    return planes[:, :CHANNELS].astype(np.float32), planes[:, CHANNELS].astype(np.int64)

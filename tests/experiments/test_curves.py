@@ -41,6 +41,7 @@ def test_curves_are_lines_a_pixel_apart_and_the_marks_their_ends(layouts):
         mark, same, other = map(tuple, marks.tolist())
         mine, theirs = follow(picture, mark), follow(picture, other)
         assert same in mine and not mine & theirs
+        assert {picture[pixel] for pixel in mine} == {1} and {picture[pixel] for pixel in theirs} == {2}
         assert len(mine) == len(theirs) == length
         for pixel in (mark, same, other):
             assert len(neighbours(picture, *pixel)) == 1
@@ -50,7 +51,7 @@ def test_curves_are_lines_a_pixel_apart_and_the_marks_their_ends(layouts):
             # A corner is the only place where pixels of a curve meet diagonally.
             square = picture[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
             of_beside = sum(len(neighbours(picture, *pixel)) - 1 for pixel in beside)
-            assert square.sum() <= 1 + len(beside) + of_beside
+            assert (square > 0).sum() <= 1 + len(beside) + of_beside
 
 
 def test_lengths_are_uniform_and_corners_counted(layouts):
@@ -70,12 +71,12 @@ def test_both_pairs_of_marks_are_equally_far_apart_along_the_axes(layouts):
 def statistics(layouts, partner):
     """What a network could read off the marks without following a curve; a row for each layout."""
     first, second = (layouts.marks[:, k].astype(int) for k in (0, partner))
-    columns = [np.linalg.norm(first - second, axis=1), layouts.lengths, layouts.curves.sum((1, 2))]
+    columns = [np.linalg.norm(first - second, axis=1), layouts.lengths, (layouts.curves > 0).sum((1, 2))]
     apart = np.sort(abs(first - second), axis=1)
     borders = [np.minimum(ends, TASK.size - 1 - ends).min(1) for ends in (first, second)]
     columns += [*apart.T, columns[0] / layouts.lengths, borders[0] + borders[1], abs(borders[0] - borders[1])]
     for reach in (1, 2, 4):
-        padded = np.pad(layouts.curves, ((0, 0), (reach, reach), (reach, reach)))
+        padded = np.pad(layouts.curves > 0, ((0, 0), (reach, reach), (reach, reach)))
         counts = [
             np.array(
                 [
@@ -129,14 +130,22 @@ def test_pictures_show_the_marks_of_their_label_under_every_symmetry():
     layouts = draw_layouts(SMALL, curves_task.TRAINING, 8)
     chosen = np.arange(8)
     for label in (0, 1):
-        plain = draw_pictures(layouts, chosen, np.full(8, label))
+        plain, counts = draw_pictures(layouts, chosen, np.full(8, label))
         assert plain.shape == (8, 2, 16, 16) and plain.dtype == np.float32 and set(np.unique(plain)) == {0, 1}
         for picture, marks in zip(plain, layouts.marks.tolist(), strict=True):
             shown = {tuple(place) for place in np.argwhere(picture[1]).tolist()}
             assert shown == {tuple(marks[0]), tuple(marks[1 if label else 2])}
             assert (picture[0][picture[1] > 0] == 1).all()
+        for picture, marked, curves in zip(plain, counts, layouts.curves, strict=True):
+            assert np.array_equal(marked == curves_task.NO_CURVE, picture[0] == 0)
+            for number in (1, 2, 3):
+                marks = picture[1][curves == number].sum()
+                assert (marked[curves == number] == marks).all() and (marks == 0 or number < 3)
         first = np.zeros(8, dtype=int)
-        turned = draw_pictures(layouts, first, np.full(8, label), np.arange(8))
+        turned, of_turned = draw_pictures(layouts, first, np.full(8, label), np.arange(8))
         assert len({picture.tobytes() for picture in turned}) == 8
         square = {np.rot90(side, k).tobytes() for side in (plain[0, 1], plain[0, 1].T) for k in range(4)}
         assert {picture[1].tobytes() for picture in turned} == square
+        for picture, marked in zip(turned, of_turned, strict=True):
+            assert np.array_equal(marked >= 0, picture[0] > 0)
+            assert set(marked[picture[1] > 0]) == ({2} if label else {1})
