@@ -69,16 +69,17 @@ class Study:
     grids: tuple[Grid, ...]
 
 
-RECIPE = Recipe(images=60_000, batch_size=64, learning_rate=2e-3, warmup_steps=50)
+RECIPE = Recipe(images=60_000, batch_size=32, learning_rate=2e-3, warmup_steps=100)
 STUDIES = {
     "cpu": Study(
         width=48,
         depth=3,
         hidden=96,
         grids=(
-            Grid(Task(size=32, lengths=(6, 32), distractors=6), DESIGNS, SEEDS, RECIPE, seconds=420),
+            Grid(Task(size=32, lengths=(10, 44), distractors=6), DESIGNS, SEEDS, RECIPE, seconds=450),
             Grid(
-                Task(size=64, lengths=(6, 64), distractors=10),
+                Task(size=64, lengths=(20, 88), distractors=6, turn=0.05, layouts=10_000, held_out=1000),
+                # the same at twice the scale
                 (GSPN, NO_SCAN, SIGMOID),
                 SEEDS[:1],
                 RECIPE,
@@ -92,14 +93,14 @@ STUDIES = {
         hidden=32,
         grids=(
             Grid(
-                Task(size=12, lengths=(4, 8), distractors=1, layouts=40, held_out=10),
+                Task(size=16, lengths=(8, 12), distractors=1, turn=0.3, layouts=40, held_out=10),
                 DESIGNS,
                 (0,),
                 Recipe(images=16, batch_size=8, learning_rate=1e-3, warmup_steps=1),
                 seconds=1,
             ),
             Grid(
-                Task(size=16, lengths=(4, 10), distractors=1, layouts=40, held_out=10),
+                Task(size=20, lengths=(8, 16), distractors=1, turn=0.3, layouts=40, held_out=10),
                 (GSPN, NO_SCAN, SIGMOID),
                 (0,),
                 Recipe(images=16, batch_size=8, learning_rate=1e-3, warmup_steps=1),

@@ -1,8 +1,8 @@
 """A generated task of long range: are the two marked pixels the ends of one curve, among distractors?
 
 A layout has two curves of the same length L and shorter ones. A picture of either label can be made of every layout:
-both ends of a curve are marked, or an end of each, such that the marks are equally far apart. So neither the curves nor
-the distance of the marks tells the label: it takes following a curve, over L pixels.
+both ends of one are marked, or an end of each, in a place that mirrors that of the first. So neither the curves, nor
+where the marks are, nor how the curves set out from them tells the label: it takes following a curve, over L pixels.
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ COUNTS = np.array([[NO_CURVE, 1, 1, 0], [NO_CURVE, 2, 0, 0]], dtype=np.int8)
 TRIES = 10
 """Places tried for a distractor before it is left out."""
 
+MOST = 5000
+"""Pairs of long curves tried for a layout: of very short ones no two can set out as they should and not touch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -43,7 +46,7 @@ class Task:
     """Shorter curves beside them, but for those for which no place is found."""
     shortest: int = 4
     """Pixels of the shortest distractor; the longest has L - 1."""
-    turn: float = 0.3
+    turn: float = 0.1
     """Chance with which a curve turns at a pixel."""
     layouts: int = 20_000
     held_out: int = 2000
@@ -193,11 +196,16 @@ def draw_layout(task: Task, stream: int, number: int) -> tuple[np.ndarray, Curve
     draw = Draws(stream, number)
     low, high = task.lengths
     length = low + draw.below(high - low + 1)
-    marks = None
-    while marks is None:
+    for _ in range(MOST):
         board = Board(task.size)
         curve = board.place_anywhere(walk(length, task.turn, draw), draw)
         marks = curve and place_other(board, curve, walk(length, task.turn, draw), draw)
+        if marks:
+            break
+    else:
+        raise ValueError(
+            f"found no two curves of {length} pixels in {task}; expected longer ones or more room"
+        )
     for _ in range(task.distractors):
         shape = walk(task.shortest + draw.below(length - task.shortest), task.turn, draw)
         any(board.place_anywhere(shape, draw) for _ in range(TRIES))
@@ -205,24 +213,48 @@ def draw_layout(task: Task, stream: int, number: int) -> tuple[np.ndarray, Curve
 
 
 def place_other(board: Board, curve: Curve, shape: Curve, draw: Draws) -> Curve | None:
-    """Put the second long curve so that one of its ends is as far from an end of the first as its other end is.
+    """Put the second long curve so that a mark, its curve's other end and an end of the second are a fair question.
 
-    As far along both axes, these exchanged or not, and as far from the border within a pixel: neither tells one pair
-    from the other. Gives the mark, the other end of its curve, and that end of the second; None where there is no room.
+    Seen from the mark, that end is the mirror image of the other end of the mark's own curve, and the second curve
+    starts there in the mirrored direction. So nothing tells one from the other that knows where the ends are and how
+    the curves set out from them. Both are as far from the border, within a pixel. Gives mark, other end, and end of the
+    second curve; None where there is no room.
     """
-    options = [(end, sides, ahead) for end in (0, -1) for sides in range(SYMMETRIES) for ahead in (0, -1)]
+    options = [(end, ahead, sides) for end in (1, -1) for ahead in (1, -1) for sides in range(SYMMETRIES)]
     while options:
-        end, sides, ahead = options.pop(draw.below(len(options)))
-        mark, same = curve[end], curve[-1 - end]
-        rows, columns = same[0] - mark[0], same[1] - mark[1]
-        if sides & 4:
-            rows, columns = columns, rows
-        place = mark[0] + (-rows if sides & 1 else rows), mark[1] + (-columns if sides & 2 else columns)
-        if abs(board.to_border(place) - board.to_border(same)) <= 1 and board.place(
-            shape[::-1] if ahead else shape, *place
-        ):
+        end, ahead, sides = options.pop(draw.below(len(options)))
+        mine, other = curve[::end], shape[::ahead]
+        mark, same = mine[0], mine[-1]
+        across = (
+            0 if mine[1][0] == mark[0] else 1
+        )  # the axis along which the curve does not set out from the mark
+        apart, start = difference(same, mark), turned(other[:2], sides)
+        if apart[across] == 0 or difference(*start) != mirrored(difference(same, mine[-2]), across):
+            continue
+        rows, columns = mirrored(apart, across)
+        place = mark[0] + rows, mark[1] + columns
+        if abs(board.to_border(place) - board.to_border(same)) > 1:
+            continue
+        if board.place(turned(other, sides), *place):
             return [mark, same, place]
     return None
+
+
+def difference(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] - b[0], a[1] - b[1]
+
+
+def mirrored(step: tuple[int, int], axis: int) -> tuple[int, int]:
+    """A step with its rows (axis 0) or columns (axis 1) turned round."""
+    return (-step[0], step[1]) if axis == 0 else (step[0], -step[1])
+
+
+def turned(curve: Curve, symmetry: int) -> Curve:
+    """A curve under one of the symmetries of the square, somewhere on the plane."""
+    down, right = (-1 if symmetry & 1 else 1), (-1 if symmetry & 2 else 1)
+    if symmetry & 4:
+        return [(right * column, down * row) for row, column in curve]
+    return [(down * row, right * column) for row, column in curve]
 
 
 def corners(curve: Curve) -> int:
@@ -279,6 +311,6 @@ def draw_pictures(
     if symmetries is not None:
         for symmetry in range(1, SYMMETRIES):
             which = symmetries == symmetry
-            turned = np.rot90(planes[which], symmetry % 4, axes=(2, 3))
-            planes[which] = turned[..., ::-1] if symmetry >= 4 else turned
+            found = np.rot90(planes[which], symmetry % 4, axes=(2, 3))
+            planes[which] = found[..., ::-1] if symmetry >= 4 else found
     return planes[:, :CHANNELS].astype(np.float32), planes[:, CHANNELS].astype(np.int64)

@@ -13,7 +13,7 @@ from experiments.curves_plan import STUDIES
 from experiments.curves_task import Task, cached_layouts, draw_layout, draw_layouts, draw_pictures
 
 TASK = STUDIES["cpu"].grids[0].task
-SMALL = Task(size=16, lengths=(4, 10), distractors=2, layouts=12, held_out=6)
+SMALL = Task(size=16, lengths=(8, 12), distractors=2, turn=0.3, layouts=12, held_out=6)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,20 @@ def test_lengths_are_uniform_and_corners_counted(layouts):
     assert curves_task.corners([(0, 0), (0, 1), (0, 2)]) == 0
 
 
-def test_both_pairs_of_marks_are_equally_far_apart_along_the_axes(layouts):
-    marks = layouts.marks.astype(int)
-    apart = [np.sort(abs(marks[:, 0] - marks[:, k]), axis=1) for k in (1, 2)]
-    assert np.array_equal(*apart)
+def setting_out(picture, end):
+    """The step from an end of a curve to the pixel beside it."""
+    (beside,) = neighbours(picture, *end)
+    return np.subtract(beside, end)
+
+
+def test_the_end_of_the_other_curve_mirrors_that_of_the_marks_own(layouts):
+    for picture, marks in zip(layouts.curves[:200], layouts.marks.astype(int), strict=False):
+        mark, same, other = marks
+        step = setting_out(picture, mark)
+        mirror = np.where(step != 0, 1, -1)
+        assert not np.array_equal(same, other)
+        assert np.array_equal((same - mark) * mirror, other - mark)
+        assert np.array_equal(setting_out(picture, same) * mirror, setting_out(picture, other))
 
 
 def statistics(layouts, partner):
@@ -73,6 +83,9 @@ def statistics(layouts, partner):
     first, second = (layouts.marks[:, k].astype(int) for k in (0, partner))
     columns = [np.linalg.norm(first - second, axis=1), layouts.lengths, (layouts.curves > 0).sum((1, 2))]
     apart = np.sort(abs(first - second), axis=1)
+    for ends, others in ((first, second), (second, first)):
+        steps = np.array([setting_out(p, end) for p, end in zip(layouts.curves, ends, strict=True)])
+        columns += [(steps * (others - ends)).sum(1), abs(steps[:, ::-1] * (others - ends)).sum(1)]
     borders = [np.minimum(ends, TASK.size - 1 - ends).min(1) for ends in (first, second)]
     columns += [*apart.T, columns[0] / layouts.lengths, borders[0] + borders[1], abs(borders[0] - borders[1])]
     for reach in (1, 2, 4):
@@ -111,6 +124,11 @@ def test_a_layout_depends_on_its_number_alone():
     assert np.array_equal(layouts.curves[7], picture) and layouts.marks[7].tolist() == [*map(list, marks)]
     assert (layouts.lengths[7], layouts.turns[7]) == (length, corners)
     assert not np.array_equal(picture, draw_layout(TASK, curves_task.TRAINING, 7)[0])
+
+
+def test_curves_too_short_for_a_fair_question_are_refused():
+    with pytest.raises(ValueError, match=r"^found no two curves of 4 pixels in Task\(size=16"):
+        draw_layouts(dataclasses.replace(SMALL, lengths=(4, 4)), curves_task.TRAINING, 1)
 
 
 def test_layouts_are_cached_whole_and_by_what_they_are(tmp_path, monkeypatch):
