@@ -225,7 +225,7 @@ def test_what_was_to_be_shown_is_said_to_be_or_not(section):
     assert answers[0].endswith("the aim of at least 95% is reached, that of at most 75% reached.")
     assert "attention, sin-cos positions against GSPN: not measured" in text
     assert (
-        "convolutions of 7x7 has a lower accuracy than GSPN by 0.170 (at its lowest, 50.0 %, around L = 8)"
+        "convolutions of 7x7 has a lower accuracy than GSPN by 0.170 (at its lowest, 50.0 %, around L = 12)"
         in text
     )
     assert "8 lines: GSPN, sigmoid in place of row-stochastic against GSPN: no difference in accuracy" in text
