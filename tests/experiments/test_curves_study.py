@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import curves_run, curves_section
+from experiments import curves_run, curves_section, pool
 from experiments.__main__ import main
 from experiments.curves_nets import PATCH, Classifier, Network, count_parameters, reach
 from experiments.curves_plan import (
@@ -172,10 +172,17 @@ def test_the_cost_is_said_and_every_training_is_another():
     assert f"{sum(run.seconds for run in runs[3:]) / 7200:.1f} hours with 2 at a time" in text
 
 
+def test_a_process_of_its_own_does_a_training(tmp_path):
+    run = curves_runs("mini", tmp_path / "layouts")[1]
+    assert pool.run_all([run], tmp_path / "results", tmp_path / "work", workers=1) == []
+    assert pool.is_done(run, tmp_path / "results")
+    assert "images 16: losses [" in pool.log_path(tmp_path / "work", run.name).read_text()
+
+
 @pytest.mark.slow
-def test_the_miniature_is_trained_in_processes_and_taken_up(tmp_path, monkeypatch):
+def test_the_miniature_is_trained_and_taken_up(tmp_path, monkeypatch):
     command = ["--scale", "mini", "--only", "curves", "--out", str(tmp_path)]
-    assert main([*command, "--workers", "2"]) == 0
+    assert main([*command, "--workers", "0"]) == 0
     results = curves_folder(tmp_path / "results" / "experiments" / "mini")
     assert {path.stem for path in (results / "runs").iterdir()} == {run.name for run in curves_runs("mini")}
     text = (tmp_path / "docs" / "experiments-mini.md").read_text()
