@@ -17,6 +17,7 @@ from experiments import (
     propagation,
     reach,
     report,
+    sizes,
     text_to_image,
     throughput,
     untrained,
@@ -38,9 +39,9 @@ NAMES = ("kernel", *EXPERIMENTS, MIXERS)
 RATES = "rates"
 """Not an experiment but a check of their common learning rate, done when it is asked for, like CHECKS."""
 CURVES = curves_plan.NAME
-WITH_IMAGES = (MIXERS, DISTIL, text_to_image.NAME)
+WITH_IMAGES = (MIXERS, DISTIL, text_to_image.NAME, sizes.NAME)
 """Those that learn from --data."""
-EXTRAS = (DISTIL, text_to_image.NAME, CURVES)
+EXTRAS = (DISTIL, text_to_image.NAME, sizes.NAME, CURVES)
 """Done when they are asked for."""
 APART = (MIXERS, *EXTRAS)
 """Those with folders of their own."""
@@ -60,7 +61,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help=f"{', '.join(NAMES)}; or what is not among the default: {RATES}, of the learning rate; lines, of what the "
         f"scan adds on longer ones; {DISTIL}, a DiT that teaches a GSPN-DiT on photographs; {text_to_image.NAME}, a "
-        f"distilled UNet; {CURVES}, which networks learn to follow a curve",
+        f"distilled UNet; {CURVES}, which networks learn to follow a curve; {sizes.NAME}, samples of other "
+        "sizes than those trained on",
     )
     parser.add_argument(
         "--data",
@@ -124,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             folders = map(curves_plan.curves_folder, (results, work))
             with keeping(curves_plan.curves_folder(work)):
                 failed += curves_study.run(scale.name, *folders, workers)
+        if sizes.NAME in names:
+            failed += run_sizes(arguments, scale, results, work, workers)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
     return 1 if failed else 0
 
@@ -160,6 +164,18 @@ def run_experiments(
     if set(names) & {"local", "merge", "attention"}:
         throughput.run(scale, results / "throughput.json")
     return run_all([*rates, *trainings], results, work, workers)
+
+
+def run_sizes(
+    arguments: argparse.Namespace, scale: Scale, results: Path, work: Path, workers: int
+) -> list[str]:
+    """Samples at other sizes, of the mixer study's networks; the failed trainings of those that are gone."""
+    if scale.name not in STUDIES:
+        raise errors.UserError(no_scale(sizes.NAME, scale))
+    plan = sizes.sizes_plan(scale.name, arguments.data.resolve())
+    folders = sizes.sizes_folder(results), sizes.sizes_folder(work), study_folder(work)
+    with keeping(folders[1]):
+        return sizes.run_sizes(plan, arguments.data, *folders, workers)
 
 
 def no_scale(study: str, scale: Scale) -> str:

@@ -189,3 +189,19 @@ def draw_samples(pictures: list[tuple[str, Path]], path: Path) -> None:
         axes.set(xticks=[], yticks=[])
         axes.set_title(label, fontsize=9)
     save(figure, path)
+
+
+def draw_blocks(pictures: list[tuple[str, Path]], path: Path) -> None:
+    """Grids of samples one above the other, their pixels as they are but doubled."""
+    grids = [imread(file) for _, file in pictures]
+    height, width = grids[0].shape[:2]
+    figure = Figure(
+        figsize=(2 * width / 120 + 0.4, len(grids) * (2 * height / 120 + 0.35)), layout="constrained"
+    )
+    for axes, grid, (label, _) in zip(
+        figure.subplots(len(grids), 1, squeeze=False)[:, 0], grids, pictures, strict=True
+    ):
+        axes.imshow(grid, interpolation="none")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(label, fontsize=9)
+    save(figure, path)

@@ -8,6 +8,7 @@ from experiments.distil_section import distil_section, load_distil
 from experiments.kernel_section import kernel_section
 from experiments.mixers_section import load_mixers, mixers_section
 from experiments.plan import COMPARED, Scale, rate_runs, training_runs
+from experiments.sizes_section import load_sizes, sizes_section
 from experiments.stability_section import stability_section
 from experiments.summary import load_json, load_settings
 from experiments.text_to_image import NAME, text_to_image_section
@@ -55,6 +56,9 @@ def write_report(scale: Scale, results: Path, docs: Path) -> Path:
     curves = load_curves(scale.name, results)
     if curves:
         built.append(curves_section(curves, charts))
+    sizes = load_sizes(scale.name, results)
+    if sizes:
+        built.append(sizes_section(sizes, charts))
     text = "\n\n".join(
         [sections.header(data), summary(built), *(section.markdown(name) for section in built)]
     )
