@@ -1,64 +1,26 @@
 """The page in a headless Chromium: needs Gradio, playwright and a browser, and is said to be skipped without them."""
 
 import io
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.app.browser import draw, opened
 from tests.sampling.conftest import make_run
 
-ROOT = Path(__file__).parents[2]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-NEEDS = "the page's test needs `.venv/bin/pip install 'gradio>=6' playwright` and Debian's chromium"
-
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The page of an untrained run, open in the browser."""
-    pytest.importorskip("gradio", reason=NEEDS)
-    playwright = pytest.importorskip("playwright.sync_api", reason=NEEDS)
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(NEEDS)
-    run, port = make_run(tmp_path_factory.mktemp("app") / "run"), free_port()
-    command = [sys.executable, "-m", "gspn_dit.app", str(run), "--port", str(port)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert f"http://127.0.0.1:{port}" in server.stdout.readline()
-            with playwright.sync_playwright() as driver:
-                chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-                tab = chromium.new_page(viewport={"width": 1200, "height": 800})
-                tab.goto(f"http://127.0.0.1:{port}")
-                yield tab
-                chromium.close()
-        finally:
-            server.send_signal(signal.SIGTERM)
-    assert server.returncode == 128 + signal.SIGTERM
+    with opened(lambda: make_run(tmp_path_factory.mktemp("app") / "run")) as tab:
+        yield tab
 
 
 def fill(page, label: str, value: object) -> None:
     page.get_by_label(label, exact=True).first.fill(str(value))
-
-
-def draw(page) -> None:
-    page.get_by_role("button", name="Draw").click()
 
 
 def test_a_class_is_drawn_and_can_be_downloaded(page):
