@@ -86,6 +86,7 @@ def refuse(*_):
     raise AssertionError("this is measured already")
 
 
+@pytest.mark.slow
 def test_the_miniature_is_measured_shown_and_taken_up(images, colours, tmp_path, monkeypatch, capsys):  # noqa: F811
     def missing():
         raise UserError("pip install efficientnet")
