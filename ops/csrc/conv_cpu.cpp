@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "conv_checks.h"
 #include "conv_cpu_kernel.h"
 #include "cpu_entry.h"
 
@@ -17,33 +18,6 @@ using torch::stable::Tensor;
 const Kernels& kernels() {
   static const Kernels& chosen = chosen_kernels<Kernels>(GSPN_TABLES(gspn::conv));
   return chosen;
-}
-
-void check_tensor(const Tensor& tensor, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "gspn: ", name, " has another dtype than x");
-  STD_TORCH_CHECK(tensor.device() == x.device(), "gspn: ", name, " is on another device than x");
-  STD_TORCH_CHECK(tensor.is_contiguous(), "gspn: ", name, " must be contiguous");
-}
-
-void check_map(const Tensor& tensor, const Tensor& x, const char* name) {
-  check_tensor(tensor, x, name);
-  STD_TORCH_CHECK(tensor.dim() == 4, "gspn: ", name, " must be (B, H, W, C)");
-  for (int64_t i = 0; i < 4; i++) STD_TORCH_CHECK(tensor.size(i) == x.size(i), "gspn: ", name, " has another shape than x");
-}
-
-ConvShape checked_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  check_map(x, x, "x");
-  check_tensor(weight, x, "weight");
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.size(0) == x.size(3) && weight.size(1) == 1 &&
-                      weight.size(2) == weight.size(3),
-                  "gspn: weight must be (C, 1, k, k) with the C of x");
-  const int64_t size = weight.size(2);
-  STD_TORCH_CHECK(size == 3 || size == 5 || size == 7, "gspn: the kernel's size must be 3, 5 or 7");
-  if (bias) {
-    check_tensor(*bias, x, "bias");
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == x.size(3), "gspn: bias must be (C,)");
-  }
-  return {x.size(0), x.size(1), x.size(2), x.size(3), static_cast<int>(size)};
 }
 
 // Runs the tasks of all images, or of one, and of all blocks of channels.
@@ -97,9 +71,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, std::o
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_y, const Tensor& relu, const Tensor& x,
                                             const Tensor& weight, bool bias, bool square) {
-  const Call call(checked_conv(x, weight, std::nullopt), x);
-  check_map(grad_y, x, "grad_y");
-  if (square) check_map(relu, x, "relu");
+  const Call call(checked_conv_backward(grad_y, relu, x, weight, square), x);
   Tensor dx = torch::stable::empty_like(x), dw = torch::stable::empty_like(weight);
   Tensor db = torch::stable::new_empty(x, {bias ? x.size(3) : 0});
   const void* positive = square ? relu.const_data_ptr() : nullptr;

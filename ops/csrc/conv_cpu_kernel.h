@@ -2,16 +2,11 @@
 // (conv_cpu.cpp).
 #pragma once
 
+#include "conv_shape.h"
 #include "scan_cpu_kernel.h"
 
 namespace gspn {
 namespace conv {
-
-// x and y are (batch, height, width, channels); the kernel is `size` by `size`, and zeros surround the map.
-struct ConvShape {
-  int64_t batch, height, width, channels;
-  int size;
-};
 
 struct ForwardTensors {
   const void* x;

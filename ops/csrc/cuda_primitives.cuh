@@ -190,6 +190,17 @@ __device__ __forceinline__ void read_copy(Packed<T, V>& packed, Shared from) {
                  : "r"(from) : "memory");
 }
 
+// For other threads to read after a barrier, by `read_copy` too.
+template <typename T, int V>
+__device__ __forceinline__ void write_copy(Shared to, const Packed<T, V>& packed) {
+  constexpr int bytes = sizeof(T) * V;
+  static_assert(bytes <= 4, "shared memory is written by 2 or 4 bytes here");
+  if constexpr (bytes == 2)
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(packed.bits) : "memory");
+  else
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(packed.words[0]) : "memory");
+}
+
 // 2^x to 2 units in the last place; results below 2^-126 are 0.
 __device__ __forceinline__ float fast_exp2(float x) {
   float result;

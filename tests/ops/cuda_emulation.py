@@ -234,6 +234,102 @@ def run_merge(
     return outputs
 
 
+class ConvPlan(NamedTuple):
+    """How a depthwise convolution is laid out; all zero: as the op itself would."""
+
+    lanes: int = 0
+    access: int = 0  # bytes
+    rows: int = 0  # of a task, and its images
+    images: int = 0
+
+
+class ConvPlanReport(NamedTuple):
+    """What plan_conv fills in."""
+
+    lanes: int
+    access: int
+    rows: int
+    images: int
+    shared_bytes: int
+    blocks: int
+    parts: int
+
+
+def make_conv_plan(
+    library: ctypes.CDLL,
+    shape: tuple[int, ...],
+    size: int,
+    dtype: torch.dtype,
+    *,
+    gradient: bool = False,
+    maps: int = 0,
+    alignment: int = 16,
+    multiprocessors: int = 132,
+    shared_per_block: int = 227 * 1024,
+) -> ConvPlanReport:
+    """Return the plan of the op for x (B, H, W, C); `maps`: 2 with a gate, 4 with a second map that goes out."""
+    out, numbers = (ctypes.c_int64 * 7)(), (ctypes.c_int64 * 5)(*shape, size)
+    limits = (ctypes.c_int64(alignment), multiprocessors, shared_per_block)
+    library.plan_conv(numbers, int(gradient) + maps, dtype.itemsize, *limits, out)
+    return ConvPlanReport(*out)
+
+
+def run_conv(
+    library: ctypes.CDLL,
+    tensors: list[torch.Tensor | None],
+    plan: ConvPlan = ConvPlan(),  # noqa: B008
+    *,
+    turned: bool = False,
+    square: bool = False,
+    keep: bool = False,
+    seed: int = 0,
+    first_image: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return y, and relu if `keep`, as the CUDA kernel computes them for x, positive, weight and bias, or None of them.
+
+    The maps begin with image `first_image` of a batch; those before are not computed.
+    """
+    x, _, weight, _ = tensors
+    y = torch.full_like(x, torch.nan)
+    relu = torch.full_like(x, torch.nan) if keep else None
+    settings = (False, plan, turned, square, first_image, seed)
+    _run_conv(library, x, weight.shape[-1], [*tensors, y, relu], *settings)
+    return y, relu
+
+
+def run_conv_gradient(
+    library: ctypes.CDLL,
+    tensors: list[torch.Tensor | None],
+    size: int,
+    plan: ConvPlan = ConvPlan(),  # noqa: B008
+    *,
+    bias: bool = True,
+    seed: int = 0,
+    first_image: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return dweight, and dbias if `bias`, for grad_y, positive (or None) and x.
+
+    With a `first_image` the images from it on are one task of the plan, whose sums in float32 are returned.
+    """
+    x, channels = tensors[2], tensors[2].shape[3]
+    dtype = torch.float32 if first_image else x.dtype
+    both = torch.full((channels * (size * size + 1),), torch.nan, dtype=dtype)
+    dweight, dbias = both[: channels * size * size], both[channels * size * size :]
+    outputs = [dweight, dbias if bias else None]
+    _run_conv(library, x, size, [*tensors, *outputs], True, plan, False, False, first_image, seed)
+    return dweight.view(channels, 1, size, size), dbias if bias else None
+
+
+def _run_conv(library, x, size, tensors, gradient, plan, turned, square, first_image, seed):
+    batch, *sizes = x.shape
+    shape = (ctypes.c_int64 * 5)(first_image + batch, *sizes, size)
+    wanted = (ctypes.c_int * 4)(*plan)
+    flags = (int(turned), int(square), ctypes.c_int64(first_image), seed)
+    settings = (int(gradient), DTYPES.index(x.dtype), wanted)
+    error = library.emulate_conv(shape, *settings, *flags, _pointers(tensors))
+    assert not error, error.decode()
+
+
 def _pointers(tensors):
     """Addresses; of None none."""
     assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)

@@ -33,7 +33,8 @@ struct Thread {
   std::deque<std::vector<Copy>> groups;   // that have not landed, the oldest first
 };
 
-struct SharedWord {
+// Two bytes of shared memory, the least that a thread uses.
+struct SharedHalf {
   int writer = -1, reader = -1;  // the last thread that did so in this epoch; -2: several readers
   int64_t write_epoch = -1, read_epoch = -1;
   bool copying = false;
@@ -50,7 +51,7 @@ struct Region {
 std::vector<Thread> threads;
 std::vector<Region> regions;
 std::vector<float> shared;
-std::vector<SharedWord> words;
+std::vector<SharedHalf> halves;
 std::string error;
 std::mt19937 random_bits;
 ucontext_t scheduler;
@@ -182,7 +183,7 @@ void run_grid(int64_t first, int64_t blocks, int lanes, int rows, int shared_byt
     if (!error.empty()) return;
     blockIdx = {block, 0};
     shared.assign(shared_bytes / 4, NAN);
-    words.assign(shared_bytes / 4, {});
+    halves.assign(shared_bytes / 2, {});
     epoch = 0;
     run_block(lanes, rows);
   }
@@ -239,18 +240,18 @@ void check_global(const void* address, int bytes, bool writes) {
   fail(writes ? "write outside of every tensor" : "read outside of every tensor", address);
 }
 
-// A word of shared memory is used by the thread at hand; what is wrong with that, or null.
-static const char* use_word(SharedWord& word, bool writes) {
-  if (word.copying) return writes ? "write under a copy in flight" : "shared memory read before its copy has landed";
-  if (word.write_epoch == epoch && word.writer != current) return "race after a write to shared memory";
+// Two bytes of shared memory are used by the thread at hand; what is wrong with that, or null.
+static const char* use_half(SharedHalf& half, bool writes) {
+  if (half.copying) return writes ? "write under a copy in flight" : "shared memory read before its copy has landed";
+  if (half.write_epoch == epoch && half.writer != current) return "race after a write to shared memory";
   if (writes) {
-    if (word.read_epoch == epoch && word.reader != current) return "race after a read of shared memory";
-    word.writer = current;
-    word.write_epoch = epoch;
+    if (half.read_epoch == epoch && half.reader != current) return "race after a read of shared memory";
+    half.writer = current;
+    half.write_epoch = epoch;
   } else {
-    if (word.write_epoch < 0) return "shared memory read before it is written";
-    word.reader = word.read_epoch == epoch && word.reader != current ? -2 : current;
-    word.read_epoch = epoch;
+    if (half.write_epoch < 0) return "shared memory read before it is written";
+    half.reader = half.read_epoch == epoch && half.reader != current ? -2 : current;
+    half.read_epoch = epoch;
   }
   return nullptr;
 }
@@ -261,7 +262,7 @@ char* use_shared(Shared address, int bytes, bool writes) {
   const char* wrong = nullptr;
   if (begin < 0 || begin + bytes > static_cast<int64_t>(shared.size()) * 4) wrong = "access outside of shared memory";
   if (!wrong && address % bytes != 0) wrong = "unaligned access to shared memory";
-  for (int64_t i = begin / 4; !wrong && i < (begin + bytes + 3) / 4; i++) wrong = use_word(words[i], writes);
+  for (int64_t i = begin / 2; !wrong && i < (begin + bytes) / 2; i++) wrong = use_half(halves[i], writes);
   if (!wrong) return reinterpret_cast<char*>(shared.data()) + begin;
   fail(wrong, nullptr);
   return nowhere;
@@ -275,7 +276,7 @@ void start_copy(Shared to, const void* from, int bytes, bool exists) {
     return;
   }
   std::memset(target, 0xff, bytes);  // NaN in every type
-  for (int64_t i = (to - kSharedBegin) / 4; i < (to - kSharedBegin + bytes) / 4; i++) words[i].copying = true;
+  for (int64_t i = (to - kSharedBegin) / 2; i < (to - kSharedBegin + bytes) / 2; i++) halves[i].copying = true;
   threads[current].started.push_back({to, exists ? from : nullptr, bytes});
 }
 
@@ -286,7 +287,7 @@ void commit_copies() {
 
 static void land(const Copy& copy) {
   const int64_t begin = copy.to - kSharedBegin;
-  for (int64_t i = begin / 4; i < (begin + copy.bytes) / 4; i++) words[i].copying = false;
+  for (int64_t i = begin / 2; i < (begin + copy.bytes) / 2; i++) halves[i].copying = false;
   char* target = use_shared(copy.to, copy.bytes, true);
   copy.from ? std::memcpy(target, copy.from, copy.bytes) : std::memset(target, 0, copy.bytes);
 }

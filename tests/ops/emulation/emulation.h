@@ -2,7 +2,7 @@
 //
 // A block's threads are fibers, resumed in random order between barriers. Reported as errors: reading or writing
 // outside a tensor, an unaligned access, an element written twice or read before it is written, shared memory read
-// before it is written, two threads that meet in one word of shared memory without a barrier between them, and
+// before it is written, two threads that meet in one half-word of shared memory without a barrier between them, and
 // threads that wait for one another at different places. Shared memory starts as NaN. An asynchronous copy takes from
 // what it goes to all that was there, lands no sooner than its thread waits for its group, and is an error to read
 // before; that it has landed is known to other threads after a barrier.
@@ -31,6 +31,7 @@ extern Dimensions threadIdx, blockIdx, blockDim;
 namespace gspn {
 
 using std::fmaf;
+using std::max;
 using std::min;
 
 void barrier();
@@ -146,6 +147,11 @@ void wait_for_copies() {
 template <typename T, int V>
 void read_copy(Packed<T, V>& packed, Shared from) {
   std::memcpy(packed.elements, use_shared(from, sizeof(T) * V, false), sizeof(T) * V);
+}
+
+template <typename T, int V>
+void write_copy(Shared to, const Packed<T, V>& packed) {
+  std::memcpy(use_shared(to, sizeof(T) * V, true), packed.elements, sizeof(T) * V);
 }
 
 template <typename T>
