@@ -2,7 +2,7 @@
 
     y[p, c] = sum over the taps d of weight[c, d] x[p + d, c] + bias[c]
 
-zeros around the map. Kernels are for the CPU; on other devices, compiled, traced and under a transform it is torch's.
+zeros around the map. Compiled by torch, traced and under a transform it is torch's convolution.
 """
 
 import torch
@@ -29,20 +29,26 @@ def depthwise_conv(
 
     All are float32, bfloat16, float16 or (CPU) float64; the arithmetic is float32 (float64 for float64) and the result
     is rounded once. Under autocast they are cast to its dtype. Differentiable as torch's convolution is; the gradient
-    of the weights is summed within each image, then over the images, in a fixed order for any number of threads.
+    of the weights is summed in two stages, in a fixed order: on the CPU within each image, then over the images, for
+    any number of threads; on CUDA within each block, then over the blocks.
 
     Returns:
         (B, H, W, C), in the dtype of `x`.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it, its value and what was expected.
-        RuntimeError: the library is not built; the message says how to build it.
+        RuntimeError: the library has no kernels for the tensors' device; the message says how to build them.
     """
     x, weight, bias = autocast(x, weight, bias)
     check_conv(x, weight, bias, activation)
     require_backend("x", x)
     square = activation == "relu_squared"
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing() or under_transform():
+    if (
+        x.device.type == "meta"
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or under_transform()
+    ):
         return depthwise_conv_formula(x, weight, bias, square)
     tensors = (x.contiguous(), weight.contiguous(), bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):

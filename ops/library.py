@@ -34,6 +34,12 @@ def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in tensors)
 
 
+def has_kernels(tensor: torch.Tensor) -> bool:
+    """Whether the library has kernels for the device and the dtype of `tensor`."""
+    device = tensor.device.type
+    return device in BACKENDS and not (device == "cuda" and tensor.dtype == torch.float64)
+
+
 def require_backend(name: str, tensor: torch.Tensor) -> None:
     """Raise RuntimeError or TypeError unless the library has kernels for `tensor`, the argument called `name`."""
     device = tensor.device.type

@@ -14,6 +14,7 @@ from gspn_dit.models.basics import fan_in_normal_, normalize, relu_squared, xavi
 from gspn_dit.models.line_scan import LineScan
 from gspn_dit.models.settings import ModelSettings
 from ops import depthwise_conv as convolve
+from ops.library import has_kernels
 from ops.transforms import under_forward_mode
 
 
@@ -145,7 +146,8 @@ class DepthwiseConv(TokenConv):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Where it is faster than torch's (benchmarks/bench_conv.py), most of all by the gradient of the weights, and in
-        # half precision, for which torch has no depthwise kernel on the CPU, by a hundred times.
-        if x.device.type == "cpu" and (self.kernel_size[0] > 3 or x.dtype.itemsize == 2):
+        # half precision, for which torch has no depthwise kernel on the CPU, by a hundred times; on CUDA expected to be,
+        # and not yet measured.
+        if (self.kernel_size[0] > 3 or x.dtype.itemsize == 2) and (x.device.type == "cpu" or has_kernels(x)):
             return convolve(x, self.weight, self.bias)
         return super().forward(x)

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import ops.library
 from gspn_dit.models import mixers
 from gspn_dit.models.basics import relu_squared
 from gspn_dit.models.line_scan import DIRECTIONS, LineScan
@@ -185,6 +187,27 @@ def test_relu_squared_has_every_derivative_of_its_formula():
         lambda f: torch.func.hessian(lambda x: f(x).sum()),
     ):
         torch.testing.assert_close(transform(relu_squared)(x), transform(formula)(x))
+
+
+def test_large_depthwise_convolutions_are_the_operator_where_it_has_kernels(monkeypatch):
+    taken = []
+    monkeypatch.setattr(mixers, "convolve", lambda x, *_: taken.append("operator"))
+    monkeypatch.setattr(mixers.TokenConv, "forward", lambda self, x: taken.append("torch"))
+    for backends, device, dtype, kernel_size, expected in (
+        (("cpu", "cuda"), "cpu", torch.float64, 7, "operator"),
+        (("cpu", "cuda"), "cuda", torch.float32, 7, "operator"),
+        (("cpu", "cuda"), "cuda", torch.bfloat16, 5, "operator"),
+        (("cpu", "cuda"), "cuda", torch.float64, 7, "torch"),  # float64 is for the CPU alone
+        (("cpu", "cuda"), "cuda", torch.bfloat16, 3, "operator"),
+        (("cpu", "cuda"), "cuda", torch.float32, 3, "torch"),
+        (("cpu", "cuda"), "cpu", torch.float32, 3, "torch"),
+        (("cpu",), "cuda", torch.float32, 7, "torch"),
+    ):
+        monkeypatch.setattr(ops.library, "BACKENDS", backends)
+        with FakeTensorMode():
+            x = torch.empty(2, 5, 6, 16, device=device, dtype=dtype)
+        DepthwiseConv(16, kernel_size, bias=True)(x)
+        assert taken.pop() == expected, (backends, device, dtype, kernel_size)
 
 
 def test_depthwise_convolution_sees_each_channel_alone_and_copies_nothing():

@@ -106,7 +106,7 @@ def compile_emulation(
 ) -> ctypes.CDLL:
     """Compile kernels for the host; `edit` (file name, text) -> text changes the source on its way.
 
-    Scans of other than `dtypes` are left out, which halves the time of a build for one.
+    Scans and convolutions of other than `dtypes` are left out, which halves the time of a build for one.
     """
     sources = folder / "csrc"
     sources.mkdir(parents=True)

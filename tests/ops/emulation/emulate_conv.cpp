@@ -96,6 +96,16 @@ void run(bool is_gradient, const ConvShape& s, const ConvPlan& plan, int64_t fir
               : forward<T>(s, plan, first_image, turned, square, tensors);
 }
 
+// Compiled only if bit `Number` of GSPN_EMULATED_TYPES is set.
+template <typename T, int Number, typename... Arguments>
+void run_type(int dtype, const Arguments&... arguments) {
+  if (dtype != Number) return;
+  if constexpr (GSPN_EMULATED_TYPES >> Number & 1)
+    run<T>(arguments...);
+  else
+    throw std::invalid_argument("this type is not in the emulation that was built");
+}
+
 }  // namespace
 
 // pass: 1 for the gradient of the weights, 2 more for a gate, 4 more for a second map that goes out. Fills `out` with lanes,
@@ -120,9 +130,9 @@ extern "C" const char* emulate_conv(const int64_t* shape, int is_gradient, int d
   try {
     const int size = dtype ? 2 : 4;
     const ConvPlan plan = plan_of(s, pass, size, 16, {132, 227 * 1024}, wanted);
-    if (dtype == 0) run<float>(is_gradient, s, plan, first_image, turned, square, tensors);
-    if (dtype == 1) run<bfloat16>(is_gradient, s, plan, first_image, turned, square, tensors);
-    if (dtype == 2) run<float16>(is_gradient, s, plan, first_image, turned, square, tensors);
+    run_type<float, 0>(dtype, is_gradient, s, plan, first_image, turned, square, tensors);
+    run_type<bfloat16, 1>(dtype, is_gradient, s, plan, first_image, turned, square, tensors);
+    run_type<float16, 2>(dtype, is_gradient, s, plan, first_image, turned, square, tensors);
     result = finish();
   } catch (const std::invalid_argument& mistake) {
     result = mistake.what();
