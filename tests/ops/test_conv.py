@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ops.library
 from ops import depthwise_conv
@@ -24,12 +25,17 @@ SHAPES = {
 }
 
 
-def make_conv(shape, size, dtype, bias=True, seed=0):
+def skip_unsupported(dtype, device):
+    if dtype == torch.float64 and device == "cuda":
+        pytest.skip("float64 is for the CPU alone")
+
+
+def make_conv(shape, size, dtype, bias=True, seed=0, device="cpu"):
     """Random x, weight and bias, drawn in float64 so that every dtype rounds the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *sizes: torch.randn(sizes, generator=generator, dtype=torch.float64)  # noqa: E731
     tensors = [draw(*shape), draw(shape[3], 1, size, size) / size, draw(shape[3])]
-    return [tensor.to(dtype).requires_grad_() for tensor in tensors[: 3 if bias else 2]]
+    return [tensor.to(device, dtype).requires_grad_() for tensor in tensors[: 3 if bias else 2]]
 
 
 def by_definition(x, weight, bias=None, activation=None):
@@ -48,6 +54,7 @@ def compare(tensors, activation=None, conv=depthwise_conv):
     wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
     y = conv(*tensors, activation=activation)
     expected = by_definition(*wide, activation=activation)
+    assert y.device == tensors[0].device
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
     assert_near(y, expected, "y")
     wanted = torch.autograd.grad(expected, wide, grad_y.double())
@@ -60,22 +67,24 @@ def compare(tensors, activation=None, conv=depthwise_conv):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [3, 5, 7])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_definition(shape, size, dtype, poisoned_memory):
+def test_definition(shape, size, dtype, device, poisoned_memory):
+    skip_unsupported(dtype, device)
     for bias in (True, False):
-        compare(make_conv(shape, size, dtype, bias))
+        compare(make_conv(shape, size, dtype, bias, device=device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [3, 7])
-def test_gate(size, dtype, poisoned_memory):
+def test_gate(size, dtype, device, poisoned_memory):
     """Away from the ends, where rounding decides whether a gradient is 0."""
+    skip_unsupported(dtype, device)
     for shape in SHAPES.values():
-        compare(make_conv(shape, size, dtype), "relu_squared")
+        compare(make_conv(shape, size, dtype, device=device), "relu_squared")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_non_contiguous_inputs_and_gradient(activation):
-    x, weight, bias = make_conv((2, 6, 5, 12), 3, torch.float32)
+def test_non_contiguous_inputs_and_gradient(activation, device):
+    x, weight, bias = make_conv((2, 6, 5, 12), 3, torch.float32, device=device)
     strided = [
         x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(),
         weight.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_(),
@@ -95,9 +104,9 @@ def test_gradcheck_of_both_orders(activation):
     assert torch.autograd.gradgradcheck(run, tensors)
 
 
-def test_empty():
+def test_empty(device):
     for shape in ((0, 4, 4, 6), (2, 0, 4, 6)):
-        tensors = make_conv(shape, 3, torch.float32)
+        tensors = make_conv(shape, 3, torch.float32, device=device)
         y = depthwise_conv(*tensors)
         gradients = torch.autograd.grad(y.sum(), tensors)
         assert y.shape == shape and all(g.shape == t.shape for g, t in zip(gradients, tensors, strict=True))
@@ -117,6 +126,37 @@ def test_bit_equal_on_repeat_and_for_any_thread_count(dtype):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_second_derivative_is_that_of_the_formula(activation, device):
+    tensors = make_conv((1, 4, 3, 8), 3, torch.float32, device=device)
+    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    found = []
+    for inputs, conv in ((tensors, depthwise_conv), (wide, by_definition)):
+        y = conv(*inputs, activation=activation)
+        (dx,) = torch.autograd.grad(y.square().sum(), inputs[0], create_graph=True)
+        found.append(torch.autograd.grad(dx.square().sum(), inputs))
+    for mine, theirs in zip(*found, strict=True):
+        assert_near(mine, theirs, tolerance=1e-5)
+
+
+def test_meta_tensors():
+    x, weight, bias = (tensor.to("meta") for tensor in make_conv((2, 4, 5, 6), 3, torch.bfloat16))
+    y = depthwise_conv(x, weight, bias)
+    assert y.device.type == "meta" and y.shape == x.shape and y.dtype == torch.bfloat16
+
+
+def test_fake_tensors_of_cuda_take_the_operator(monkeypatch):
+    monkeypatch.setattr(ops.library, "BACKENDS", ("cpu", "cuda"))
+    with FakeTensorMode():
+        x, weight, bias = (torch.empty(s, device="cuda") for s in ((2, 4, 5, 6), (6, 1, 3, 3), (6,)))
+        for tensor in (x, weight, bias):
+            tensor.requires_grad_()
+        y = depthwise_conv(x, weight, bias, "relu_squared")
+        assert y.device.type == "cuda" and y.shape == x.shape and y.grad_fn.name() == "_DepthwiseConvBackward"
+        gradients = torch.ops.gspn.conv_backward(y, y, x, weight, True, True)
+    assert [g.shape for g in gradients] == [x.shape, weight.shape, bias.shape]
 
 
 BAD = {
@@ -151,15 +191,16 @@ def test_missing_library_names_the_command(monkeypatch):
         depthwise_conv(torch.zeros(2, 3, 4, 6), torch.zeros(6, 1, 3, 3))
 
 
-def test_raw_op_checks_what_it_reads():
+def test_raw_op_checks_what_it_reads(device):
     """A direct call of the op cannot make the kernel read outside its tensors."""
-    x, weight, bias = torch.zeros(2, 3, 4, 6), torch.zeros(6, 1, 3, 3), torch.zeros(6)
+    sizes = (2, 3, 4, 6), (6, 1, 3, 3), (6,)
+    x, weight, bias = (torch.zeros(size, device=device) for size in sizes)
     conv, backward = torch.ops.gspn.conv, torch.ops.gspn.conv_backward
     for args in (
         (x.transpose(1, 2), weight, bias),
         (x[0], weight, bias),
         (x, weight[:5], bias),
-        (x, torch.zeros(6, 1, 4, 4), bias),
+        (x, torch.zeros(6, 1, 4, 4, device=device), bias),
         (x, weight.half(), bias),
         (x, weight, bias[:5]),
     ):
@@ -171,8 +212,8 @@ def test_raw_op_checks_what_it_reads():
 
 
 @pytest.mark.parametrize("square", [False, True])
-def test_opcheck(square):
-    x, weight, bias = (t.detach() for t in make_conv((2, 4, 5, 6), 3, torch.float32))
+def test_opcheck(square, device):
+    x, weight, bias = (t.detach() for t in make_conv((2, 4, 5, 6), 3, torch.float32, device=device))
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.gspn.conv, (x, weight, bias, square, True), test_utils=tests)
     backward = (x, x.relu(), x, weight, True, square)
@@ -197,9 +238,9 @@ def test_compiled_and_under_transforms_it_is_the_formula(activation):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_casts_the_inputs(dtype):
-    tensors = make_conv((2, 4, 5, 8), 3, torch.float32)
-    with torch.autocast("cpu", dtype):
+def test_autocast_casts_the_inputs(dtype, device):
+    tensors = make_conv((2, 4, 5, 8), 3, torch.float32, device=device)
+    with torch.autocast(device, dtype):
         y = depthwise_conv(*tensors)
     assert y.dtype == dtype and torch.equal(y, depthwise_conv(*(t.to(dtype) for t in tensors)))
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().sum(), tensors))

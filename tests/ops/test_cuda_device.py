@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from ops import gated_merge, gspn_scan, gspn_scan_reference
+from ops import depthwise_conv, gated_merge, gspn_scan, gspn_scan_reference
 from ops.arguments import DIRECTIONS
 from ops.library import BACKENDS
 from tests.ops.cases import make_inputs, widened
+from tests.ops.test_conv import by_definition, compare, make_conv
 from tests.utils import assert_near
 
 pytestmark = pytest.mark.skipif(
@@ -165,6 +166,65 @@ def test_merge_past_two_to_the_31_elements():
     wanted = torch.autograd.grad(alone.sum(), last)
     for one, other in zip(torch.autograd.grad(y[-100:].sum(), maps), wanted, strict=True):
         assert torch.equal(one[-100:], other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize(
+    "shape",
+    [(4, 16, 16, 1152), (2, 32, 32, 1500), (1, 64, 64, 384), (3, 14, 14, 37), (1, 9, 1000, 8)],
+    ids=str,
+)
+def test_convolutions_of_the_models(shape, size, dtype):
+    for activation in (None, "relu_squared"):
+        compare(make_conv(shape, size, dtype, device="cuda"), activation)
+
+
+def test_convolution_past_two_to_the_31_elements():
+    """x of 2.3e9 elements: the last image must equal the same image alone; the weights' gradient is of it alone."""
+    free, _ = torch.cuda.mem_get_info()
+    if free < 24 * 2**30:
+        pytest.skip(f"needs 24 GiB of GPU memory, {free / 2**30:.0f} are free")
+    x = torch.randn(500, 64, 64, 1152, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    weight, bias = (
+        t.detach().requires_grad_() for t in make_conv((1, 1, 1, 1152), 7, x.dtype, device="cuda")[1:]
+    )
+    assert x.numel() > 2**31
+    last = x[-1:].detach().clone().requires_grad_()
+    y, alone = depthwise_conv(x, weight, bias), depthwise_conv(last, weight, bias)
+    assert torch.equal(y[-1:], alone)
+    grad_y, of_all = torch.randn_like(alone), torch.zeros_like(y)
+    of_all[-1:] = grad_y
+    wanted = torch.autograd.grad(alone, (last, weight, bias), grad_y)
+    found = torch.autograd.grad(y, (x, weight, bias), of_all)
+    assert torch.equal(found[0][-1:], wanted[0]) and not found[0][:-1].any()
+    for one, other in zip(found[1:], wanted[1:], strict=True):
+        assert_near(one, other)
+
+
+def test_convolution_is_bit_equal_on_repeat_and_in_a_graph():
+    tensors = make_conv((5, 33, 20, 72), 7, torch.bfloat16, device="cuda")
+    run = lambda: (y := depthwise_conv(*tensors, "relu_squared"), *gradients(tensors, y))  # noqa: E731
+    with torch.cuda.stream(torch.cuda.Stream()):
+        first = run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    for other in (captured, run()):
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_convolution_of_misaligned_views():
+    for offset in (1, 2, 4):
+        inputs = []
+        for tensor in make_conv((2, 9, 20, 64), 3, torch.bfloat16, device="cuda"):
+            memory = torch.empty(tensor.numel() + offset, device="cuda", dtype=tensor.dtype)
+            inputs.append(memory[offset:].view(tensor.shape).copy_(tensor.detach()).requires_grad_())
+        y = depthwise_conv(*inputs)
+        assert_near(y, by_definition(*(t.detach().double() for t in inputs)), "y")
+        gradients(inputs, y)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
