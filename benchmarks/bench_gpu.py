@@ -3,9 +3,9 @@
 In one process and one run: the copy bandwidth of the device; the share of it that the scan reaches at every
 listed shape, by the bytes that it moves (scratch included) and by those that it cannot avoid; two
 launch-per-line CUDA baselines; the plain PyTorch scan under torch.compile; flash attention at equal tokens
-and width; the gated merge and its formula; the resolution from which the GSPN mixer, and the whole training
-step, beat attention's; and a profile of the mixer, by stage and by kernel. Each part may fail alone: its error
-is recorded and the others go on. Writes benchmarks/results/gpu.json.
+and width; the depthwise convolution and torch's; the gated merge and its formula; the resolution from which
+the GSPN mixer, and the whole training step, beat attention's; and a profile of the mixer, by stage and by
+kernel. Each part may fail alone: its error is recorded and the others go on. Writes benchmarks/results/gpu.json.
 """
 
 import argparse
@@ -98,6 +98,15 @@ def show_times(row: dict) -> str:
     return f"{row['pixels']:5} px, batch {row['batch']:2}, us: " + "; ".join(times)
 
 
+def show_conv(row: dict) -> str:
+    target = f" (target {row['target']:.0%})" if row["target"] else ""
+    return (
+        f"{row['shape']['name']:36}{row['pass']:9}{row['op_microseconds']:9.0f} us, "
+        f"{row['share_of_copy']:6.1%} of copy{target}, ideal {row['share_of_ideal']:6.1%}, "
+        f"torch / op {row['times_torch']:5.2f}"
+    )
+
+
 def show_merge(row: dict) -> str:
     return (
         f"{row['shape']['name']:36}{row['pass']:9}{row['op_microseconds']:9.0f} us, "
@@ -121,16 +130,17 @@ def show_profile(row: dict) -> str:
 
 def benchmark(report: Report) -> None:
     """All parts, the scan's own first."""
-    from benchmarks import gpu_scans, gpu_timing, scan_cost
+    from benchmarks import conv_cost, gpu_conv, gpu_scans, gpu_timing, scan_cost
 
     report.results["environment"] = gpu_timing.environment()
     bandwidth = report.results["copy_bytes_per_second"] = gpu_timing.copy_bandwidth()
     print(f"{report.results['environment']['device']}: copy {bandwidth / 1e12:.2f} TB/s, read and written")
-    report.results["bytes"] = scan_cost.FORMULA
-    print(scan_cost.FORMULA)
+    report.results["bytes"] = f"{scan_cost.FORMULA}\n{conv_cost.FORMULA}"
+    print(report.results["bytes"])
     report.collect("scan", lambda: gpu_scans.scan_rows(bandwidth), show_scan)
     report.collect("launch-per-line baselines", gpu_scans.baseline_rows, show_baseline)
     report.collect("flash attention", gpu_scans.attention_rows, show_attention)
+    report.collect("depthwise convolution", lambda: gpu_conv.conv_rows(bandwidth), show_conv)
     try:
         benchmark_models(report, bandwidth)
     except ImportError as error:  # a Python without the models' packages still times the scan

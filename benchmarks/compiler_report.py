@@ -1,6 +1,7 @@
-"""What the CUDA compiler said about each kernel of the scan: registers, spills, stack."""
+"""What the CUDA compiler said about each kernel of the operators: registers, spills, stack."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ _ENTRY = re.compile(
 _NAME = re.compile(
     r"((?:scan|mix|merge)_(?:forward|backward)|sum_parts)_kernel"
     r"I(f|13__nv_bfloat16|6__half)Li(\d+)E(?:Lb(\d)ELb(\d)ELb(\d)E)?"
+)
+CONV_NAME = re.compile(
+    r"(conv_(?:forward|gradient|sum))_kernelI(f|13__nv_bfloat16|6__half)(?:Li(\d+)ELb(\d)E)?"
 )
 
 
@@ -39,15 +43,43 @@ class Kernel(NamedTuple):
         return 4 * (16384 // (32 * -(-self.registers // 8) * 8))
 
 
+class ConvKernel(NamedTuple):
+    """One kernel of the depthwise convolution for one architecture."""
+
+    architecture: str
+    pass_: str  # conv_forward, conv_gradient or conv_sum
+    dtype: str
+    size: int  # of the kernel; 0 of the sum
+    usual: bool  # the plan's usual tile, by accesses of 16 bytes
+    registers: int
+    spilled_bytes: int
+    stack_bytes: int
+
+
+def _entries(path: Path) -> Iterator[tuple[str, str, tuple[int, int, int]]]:
+    """Name, architecture, and registers, spilled bytes and stack of each kernel."""
+    for entry in _ENTRY.finditer(path.read_text()):
+        spilled = int(entry["stores"]) + int(entry["loads"])
+        yield entry["name"], entry["architecture"], (int(entry["registers"]), spilled, int(entry["stack"]))
+
+
 def read_report(path: Path = REPORT) -> list[Kernel]:
     """Return the kernels of `path`, the output of `nvcc -Xptxas=-v` that the build keeps."""
     kernels = []
-    for entry in _ENTRY.finditer(path.read_text()):
-        name = _NAME.search(entry["name"])
+    for mangled, architecture, numbers in _entries(path):
+        name = _NAME.search(mangled)
         if not name:
             continue
-        spilled = int(entry["stores"]) + int(entry["loads"])
         template = (name[1], ELEMENTS[name[2]], int(name[3]), name[4] == "1", name[5] == "1", name[6] == "1")
-        numbers = (int(entry["registers"]), spilled, int(entry["stack"]))
-        kernels.append(Kernel(entry["architecture"], *template, *numbers))
+        kernels.append(Kernel(architecture, *template, *numbers))
+    return kernels
+
+
+def read_conv_report(path: Path = REPORT) -> list[ConvKernel]:
+    """Return the depthwise convolution's kernels of `path`."""
+    kernels = []
+    for mangled, architecture, numbers in _entries(path):
+        if name := CONV_NAME.search(mangled):
+            template = (name[1], ELEMENTS[name[2]], int(name[3] or 0), name[4] == "1")
+            kernels.append(ConvKernel(architecture, *template, *numbers))
     return kernels

@@ -1,4 +1,4 @@
-"""What the machine code of the scan's kernels does, read from the compiled library: `python benchmarks/sass.py`.
+"""What the kernels' machine code does, read from the compiled library: `python benchmarks/sass.py`.
 
 For every kernel and architecture: whether the copies of its ring are in the loop over the lines and how many groups of
 them the wait leaves in flight, instructions an item, wide stores torn apart, spills. Needs cuobjdump and nvdisasm of
@@ -7,7 +7,8 @@ benchmarks/results/sass.json, which the tests hold later builds to.
 
 An item is one warp's step over one position. Its instructions are those from the label to the backward branch of the
 smallest loop that holds a copy (LDGSTS), less the blocks that are reached only over a vote which some thread has lost,
-divided by the items a trip: the groups of copies that it closes (LDGDEPBAR).
+divided by the items a trip: the groups of copies that it closes (LDGDEPBAR). The depthwise convolution's are described
+in benchmarks/sass_conv.py.
 """
 
 import argparse
@@ -242,11 +243,11 @@ def listings(library: Path = LIBRARY) -> dict[str, list[str]]:
     return found
 
 
-def read_library(library: Path = LIBRARY) -> dict[tuple[str, Kernel], dict]:
-    """What each scan kernel of each architecture does."""
+def read_library(listed: dict[str, list[str]] | None = None) -> dict[tuple[str, Kernel], dict]:
+    """What each scan kernel of each architecture does; `listed`: the library's `listings`, if they are at hand."""
     return {
         (architecture, kernel): describe(function)
-        for architecture, texts in listings(library).items()
+        for architecture, texts in (listed or listings()).items()
         for text in texts
         for name, function in parse(text).items()
         if (kernel := kernel_of(name))
@@ -260,15 +261,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--write", action="store_true", help=f"keep the counts in {RESULTS.name}")
     arguments = parser.parse_args(argv)
-    kernels = read_library()
+    listed = listings()
+    kernels, convolutions = read_library(listed), sass_conv.read_library(listed)
     print(f"{'kernel':66}{'arch':>7} copies left  an item  restart outside")
     for (architecture, kernel), found in sorted(kernels.items(), key=str):
         left = min(found["groups_left"], default=0)
         counts = [found.get(key, 0) for key in ("instructions", "instructions_at_a_restart")]
         print(f"{kernel!s:66}{architecture:>7}{found['copies']:7}{left:5}", end="")
         print(f"{counts[0]:9.0f}{counts[1]:9.0f}{found.get('instructions_outside', 0):8}")
+    sass_conv.show(convolutions)
     if arguments.write:
-        RESULTS.write_text(json.dumps(table(kernels), indent=1) + "\n")
+        found = table(kernels) | {"convolutions": sass_conv.table(convolutions)}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         print(f"written to {RESULTS}")
     return 0
 
@@ -283,6 +287,8 @@ def table(kernels: dict[tuple[str, Kernel], dict]) -> dict:
     }
     return {"nvcc": nvcc, "architecture": "sm_90", "kernels": counts}
 
+
+from benchmarks import sass_conv  # noqa: E402
 
 if __name__ == "__main__":
     run(main)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
-from benchmarks import bench_gpu, gpu_models, gpu_scans, gpu_timing
+from benchmarks import bench_gpu, gpu_conv, gpu_models, gpu_scans, gpu_timing
+from benchmarks.conv_cost import ConvShape
 from benchmarks.scan_cost import Shape
 from ops.library import BACKENDS
 from tests.stand_ins import OnTheCPU
@@ -16,6 +17,7 @@ PARTS = (
     "scan",
     "launch-per-line baselines",
     "flash attention",
+    "depthwise convolution",
     "gated merge",
     "mixers, eager",
     "mixers, compiled",
@@ -57,6 +59,7 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(gpu_timing, "_timed", time_once)
     monkeypatch.setattr(gpu_timing, "copy_bandwidth", lambda: 4e12)
     monkeypatch.setattr(gpu_timing, "ROTATION_BYTES", 1)
+    monkeypatch.setattr(gpu_conv, "conv_shapes", lambda: [ConvShape("small", 2, 8, 9, 12, 7)])
     monkeypatch.setattr(gpu_scans, "WIDE_MAP", Shape("wide", 1, 32, 32, 8, 8))
     monkeypatch.setattr(gpu_scans, "compile_baselines", lambda folder, architecture: None)
     monkeypatch.setattr(gpu_scans, "check_baselines", lambda library: None)

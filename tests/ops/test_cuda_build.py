@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.compiler_report import REPORT, Kernel, read_report
+from benchmarks.compiler_report import REPORT, Kernel, read_conv_report, read_report
 from benchmarks.gpu_scans import compile_baselines
 from ops import build
 from ops.library import LIBRARY
@@ -47,9 +47,32 @@ def test_every_architecture_has_every_kernel(kernels):
                 assert {(pass_, dtype, vector, False, False, False) for vector in (2, *vectors)} <= built
 
 
-def test_nothing_spills(kernels):
-    assert kernels
-    for kernel in kernels:
+@pytest.fixture(scope="module")
+def conv_kernels():
+    return read_conv_report(REPORT)
+
+
+def test_every_architecture_has_every_convolution(kernels, conv_kernels):
+    expected = {("conv_sum", 0, False)} | set(
+        itertools.product(("conv_forward", "conv_gradient"), (3, 5, 7), (False, True))
+    )
+    found = {kernel[:5] for kernel in conv_kernels}
+    for architecture in {kernel.architecture for kernel in kernels}:
+        for dtype in ("float32", "bfloat16", "float16"):
+            for pass_, *kernel in expected:
+                assert (architecture, pass_, dtype, *kernel) in found
+
+
+def test_registers_of_the_convolutions_leave_room_for_the_blocks_planned(conv_kernels):
+    """resident_blocks of conv_plan.h, of 128 threads each; registers are given out by eight a thread."""
+    resident = {0: 8, 3: 6, 5: 4, 7: 3}
+    for kernel in conv_kernels:
+        assert kernel.registers <= 65536 // (128 * resident[kernel.size]) // 8 * 8, kernel
+
+
+def test_nothing_spills(kernels, conv_kernels):
+    assert kernels and conv_kernels
+    for kernel in [*kernels, *conv_kernels]:
         assert kernel.spilled_bytes == 0 and kernel.stack_bytes == 0, kernel
 
 
