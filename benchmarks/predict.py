@@ -1,4 +1,4 @@
-"""What the CUDA scan should do, worked out without a GPU: `python benchmarks/predict.py`.
+"""What the CUDA kernels should do, worked out without a GPU: `python benchmarks/predict.py`.
 
 From the compiler's report (registers), the plan of every listed shape (threads, shared memory), the machine code's
 instructions and the bytes that must move: bytes in flight on a multiprocessor, the least time at the bandwidth given,
@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.compiler_report import Kernel, read_report  # noqa: E402
+from benchmarks.conv_limits import predict_convs, print_convs  # noqa: E402
 from benchmarks.mixer_cost import GROUPS, RANK, VARIANTS, WIDTH, gspn_stages, mixer_seconds, stage_seconds  # noqa: E402
 from benchmarks.scan_cost import WIDE_MAP, Plan, Shape, ideal_bytes, model_shapes, plan_of, scratch_bytes  # noqa: E402
 from benchmarks.scan_limits import (  # noqa: E402
@@ -216,6 +217,7 @@ def main(argv: list[str] | None = None) -> int:
             for channels in (1500, 1152)
             for backward in (False, True)
         ],
+        "convolutions": predict_convs(arguments.bandwidth),
         "mixers": predict_mixers(arguments.bandwidth, arguments.rate),
         "maps_inside": saved_by_maps_inside(WIDTH, RANK, GROUPS, arguments.bandwidth, arguments.rate),
     }
@@ -229,6 +231,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['occupancy']:.0%}, {row['kilobytes_in_flight']:.0f} KB in flight, "
             f"{row['bytes_per_element']:.1f} bytes an element of h, {row['floor_nanoseconds_a_token']:.1f} ns a token"
         )
+    print_convs(result["convolutions"])
     print_mixers(result["mixers"])
     saved = result["maps_inside"]
     print(

@@ -146,8 +146,8 @@ class DepthwiseConv(TokenConv):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Where it is faster than torch's (benchmarks/bench_conv.py), most of all by the gradient of the weights, and in
-        # half precision, for which torch has no depthwise kernel on the CPU, by a hundred times; on CUDA expected to be,
-        # and not yet measured.
+        # half precision, for which torch has no depthwise kernel on the CPU, by a hundred times; on CUDA it is expected
+        # to be, and not yet measured.
         if (self.kernel_size[0] > 3 or x.dtype.itemsize == 2) and (x.device.type == "cpu" or has_kernels(x)):
             return convolve(x, self.weight, self.bias)
         return super().forward(x)

@@ -49,10 +49,12 @@ struct Walk {
 
   __device__ __forceinline__ void advance() {
     place += pitch;
-    if (++row < last) return;
-    row = first;
-    place += jump;
-    images--;
+    row++;
+#pragma unroll 1
+    for (; row == last; row = first) {  // a loop, so that the compiler leaves it a branch: it is taken once an image
+      place += jump;
+      images--;
+    }
   }
 };
 

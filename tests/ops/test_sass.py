@@ -1,4 +1,4 @@
-"""The machine code of the scan: copies in flight, whole stores, no spills, few instructions; and how it is read."""
+"""The kernels' machine code: copies in flight, whole stores, no spills, few instructions; and how it is read."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import sass
+from benchmarks import sass, sass_conv
 from benchmarks.scan_cost import Shape, plan_of
 from gspn_dit.errors import UserError
 
@@ -81,8 +81,18 @@ def test_torn_and_generic_stores_and_spills_are_found(functions):
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    return sass.read_library()
+def listed():
+    return sass.listings()
+
+
+@pytest.fixture(scope="module")
+def kernels(listed):
+    return sass.read_library(listed)
+
+
+@pytest.fixture(scope="module")
+def convolutions(listed):
+    return sass_conv.read_library(listed)
 
 
 def copies_by_two_bytes(kernel):
@@ -150,3 +160,83 @@ def test_local_scans_are_mostly_loop(kernels, channels, groups, vector, side, ba
     inside = items * (counts["instructions"] + counts["instructions_at_a_restart"]) / 2
     outside = counts["instructions_outside"]
     assert outside <= (0.15 if items > 16 else 0.18) * (inside + outside)
+
+
+def test_convolutions_are_told_by_their_names():
+    forward = "_ZN4gspn4conv19conv_forward_kernelI13__nv_bfloat16Li7ELb1EEEvNS0_9ConvShapeENS0_8ConvPlanE"
+    assert sass_conv.kernel_of(forward) == sass_conv.ConvKernel("conv_forward", "bfloat16", 7, True)
+    assert sass_conv.kernel_of("_ZN4gspn4conv15conv_sum_kernelIfEEvPKflllPT_S5_") is None
+    assert sass.kernel_of(forward) is None
+
+
+def test_instructions_of_a_row_are_those_of_the_shortest_way_past_a_copy_and_a_store():
+    rows = """
+.text._ZN4gspn4conv19conv_forward_kernelIfLi3ELb1EEEv:
+.L_x_1:
+        /*0000*/                   FFMA R2, R3, R4, R2 ;
+        /*0010*/                   @P0 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0020*/                   DEPBAR.LE SB0, 0x4 ;
+        /*0030*/                   @P1 BRA `(.L_x_3) ;
+        /*0040*/                   LDGSTS.E.BYPASS.128 [R30], desc[UR10][R22.64], P4 ;
+        /*0050*/                   @P2 BRA `(.L_x_3) ;
+        /*0060*/                   LDGSTS.E.BYPASS.128 [R30+0x800], desc[UR10][R22.64], P4 ;
+.L_x_3:
+        /*0070*/                   LDGDEPBAR ;
+        /*0080*/                   @P3 BRA `(.L_x_4) ;
+        /*0090*/                   STG.E.EF.128 desc[UR10][R26.64], R8 ;
+.L_x_4:
+        /*00a0*/                   FFMA R2, R3, R4, R2 ;
+        /*00b0*/                   @P0 BRA `(.L_x_5) ;
+        /*00c0*/                   FMUL R2, R2, R2 ;
+.L_x_5:
+        /*00d0*/                   STS.U16 [R42], R2 ;
+        /*00e0*/                   @P0 BRA `(.L_x_2) ;
+        /*00f0*/                   EXIT ;
+"""
+    (name, function), *_ = sass.parse(rows).items()
+    kernel = sass_conv.kernel_of(name)
+    assert function.instructions[sass_conv.row_loop(function).start].name == "DEPBAR"
+    found = sass_conv.describe(function, kernel)
+    assert found["instructions"] == 11  # of 13: neither the second copy nor the multiplication is always met
+    assert found["multiply_adds"] == 1 and found["groups_left"] == [4] and found["loads"] == 0
+    assert found["stores"] == ["STG.E.EF.128"] and len(found["copies"]) == 2
+
+
+@of_the_library
+def test_every_convolution_copies_in_its_row_loop_and_leaves_copies_in_flight(convolutions):
+    passes = ("conv_forward", "conv_gradient")
+    assert {(a, k.pass_) for a, k in convolutions} >= {(a, p) for a in ("sm_80", "sm_90") for p in passes}
+    for (architecture, kernel), found in convolutions.items():
+        said = architecture, str(kernel)
+        assert found["copies"] and found["groups_left"] == [4], said
+        assert found["spills"] == 0 and not found["generic_stores"], said
+        assert bool(found["stores"]) == (kernel.pass_ == "conv_forward"), said
+        if kernel.usual:  # nothing but by 16 bytes
+            assert all(code.endswith(".128") for code in (*found["copies"], *found["stores"])), said
+            assert found["loads"] == 0, said
+        assert found["multiply_adds"] == 8 * kernel.size**2, said  # of eight columns: each tap once
+
+
+MOST_OF_A_ROW = {  # instructions, of a thread's eight columns
+    ("conv_forward", 3): 205,
+    ("conv_forward", 5): 335,
+    ("conv_forward", 7): 530,
+    ("conv_gradient", 3): 175,
+    ("conv_gradient", 5): 325,
+    ("conv_gradient", 7): 535,
+}
+
+
+@of_the_library
+def test_instructions_of_a_row(convolutions, kernels):
+    now = sass_conv.table(convolutions)
+    if sass.table(kernels)["nvcc"] != PINNED:
+        pytest.skip(f"another nvcc than {PINNED} built the library")
+    for (pass_, size), most in MOST_OF_A_ROW.items():
+        assert now[str(sass_conv.ConvKernel(pass_, "bfloat16", size, True))]["instructions"] <= most
+    kept = json.loads(sass.RESULTS.read_text())["convolutions"]
+    assert now.keys() == kept.keys()
+    for name, counts in now.items():
+        for key, count in counts.items():
+            assert count <= 1.1 * kept[name][key] + 1, (name, key)
