@@ -1,5 +1,5 @@
-// The depthwise convolution's CUDA entries: checks, device guard, current stream, plan, launch, launch check. Stable ABI
-// only.
+// The depthwise convolution's CUDA entries: checks, device guard, current stream, plan, launch, launch check.
+// Stable ABI only.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -115,10 +115,10 @@ STABLE_TORCH_LIBRARY_IMPL(gspn, CUDA, m) {
   m.impl("conv_backward", TORCH_BOX(&gspn::conv::backward));
 }
 
-// For benchmarks/: the plan for a device that need not be present. `shape` is B, H, W, C and the kernel's size; `pass` is 1
-// for the gradient of the weights, and 2 more for a gate, and 4 more for a second map that goes out; `plan` takes
-// lanes, bytes of an access, rows and images of a task, strips, tiles, segments, stacks, shared bytes, whether the kernel
-// is the usual one, rows in flight.
+// For benchmarks/: the plan for a device that need not be present. `shape` is B, H, W, C and the kernel's size; `pass`
+// is 1 for the gradient of the weights, and 2 more for a gate, and 4 more for a second map that goes out; `plan` takes
+// lanes, bytes of an access, rows and images of a task, strips, tiles, segments, stacks, shared bytes, whether the
+// kernel is the usual one, rows in flight.
 extern "C" __attribute__((visibility("default"))) void gspn_cuda_conv_plan(const int64_t* shape, int pass,
                                                                            int element_bytes, int multiprocessors,
                                                                            int shared_per_block, int64_t* plan) {

@@ -87,11 +87,12 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(Size))
 
   Walk next(s, task, pad, mover.channel);
   const int64_t corner = pad * s.channels;  // back to the border's first column
-  const T* const x = in_register(tensors.x - corner);
+  const T* const from = in_register(tensors.x - corner);
   const auto copy_row = [&](Shared to) {
     if (next.images > 0 && next.row < height) {
-      mover.template copy<Size - 1>(to, x + next.place, task.column - pad);
-      if (gated) mover.template copy<Size - 1>(to + row_bytes, tensors.positive - corner + next.place, task.column - pad);
+      const int left = task.column - pad;
+      mover.template copy<Size - 1>(to, from + next.place, left);
+      if (gated) mover.template copy<Size - 1>(to + row_bytes, tensors.positive - corner + next.place, left);
     }
     commit_copies();
     next.advance();

@@ -1,8 +1,8 @@
 // The gradient of the depthwise convolution's weights and bias, in two stages: each block sums over its pixels, and a
 // second kernel over the blocks, in one order.
 //
-// A block takes in rows of g = dy (times the gate) and, pad rows behind, those of x: a row of x meets all rows of g that
-// the kernel joins it with, which are kept in registers. What is summed in registers are a channel's weights.
+// A block takes in rows of g = dy (times the gate) and, pad rows behind, those of x: a row of x meets all rows of g
+// that the kernel joins it with, which are kept in registers, and so are the sums, of a channel's weights.
 #pragma once
 
 #include "conv_tile.cuh"

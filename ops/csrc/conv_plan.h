@@ -81,17 +81,22 @@ inline int widest_access(const ConvShape& s, int element_bytes, int64_t alignmen
 // its instructions and its part of memory's bandwidth, of which one block alone uses up half at the most.
 inline double modelled_cycles(const ConvShape& s, const ConvPass& pass, int element_bytes, const DeviceLimits& device,
                               const ConvPlan& plan) {
-  constexpr double bytes_per_cycle = 13, at_start = 2500, around_a_row = 60;
+  constexpr double bytes_per_cycle = 13, at_start = 2500;
+  const double around_a_row = plan.usual() ? 100 : 160;  // as benchmarks/sass.py counts
   const int border = s.size - 1;
-  const int resident = std::min(resident_blocks(s.size), device.shared_per_block / (plan.shared_bytes + 1024));
-  if (resident == 0) return -1;
+  const int by_shared = device.shared_per_block / (plan.shared_bytes + 1024);
+  const int resident = std::max(1, std::min(resident_blocks(s.size), by_shared));
   const int conflicts = std::max(1, 32 / plan.lanes);  // where a warp reads several columns' channels at once
   const double instructions = kRun * s.size * s.size + 2.0 * conflicts * (kRun + border) + around_a_row;
-  const int piece = plan.lanes * element_bytes;
-  const double torn = piece < 64 ? 64.0 / piece : 1;  // pieces narrower than two sectors of memory
-  const double bytes = torn * (place_bytes(s.size, pass, element_bytes, plan.lanes) +
-                               (pass.gradient ? 0 : (pass.keeps_relu ? 2 : 1) * kElements * element_bytes));
-  const double row = std::max(instructions, bytes / bytes_per_cycle);
+  const int64_t columns = std::min<int64_t>(plan.columns(), s.width), read = std::min(columns + border, s.width);
+  const int gates = pass.gated ? 1 : 0;
+  const int64_t pixels = pass.gradient ? read + (1 + gates) * columns
+                                       : (1 + gates) * read + (pass.keeps_relu ? 2 : 1) * columns;
+  const int64_t piece = std::min<int64_t>(plan.lanes, s.channels) * element_bytes;
+  // Of pieces narrower than a line of the cache some more is moved than is used; of those under two sectors far more.
+  const bool torn = piece < 128 && piece < s.channels * element_bytes;
+  const double waste = torn ? 1.1 * std::max(1.0, 64.0 / piece) : 1;
+  const double row = std::max(instructions, waste * pixels * piece / bytes_per_cycle);
   const double rows = plan.rows + (plan.segments > 1 ? border : 0.1 * border);
   const double task = at_start + plan.images * rows * row;
   const int64_t wave = int64_t{resident} * device.multiprocessors;

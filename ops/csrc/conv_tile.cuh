@@ -35,7 +35,7 @@ struct Task {
 // kernel's border. Those before the map's first are left out; those past its last are there, and hold nothing.
 struct Walk {
   int images, row, first, last;  // images: still to do
-  int64_t place, pitch, jump;    // where the row begins for this thread; from row to row; from an image's end to the next
+  int64_t place, pitch, jump;    // where the row begins for this thread; to the next row; past an image's other rows
 
   __device__ __forceinline__ Walk(const ConvShape& s, const Task& task, int pad, int64_t channel)
       : images(static_cast<int>(task.last_image - task.image)),

@@ -1,6 +1,6 @@
 // The schemas of the scan, of the gated merge, of both in one and of the depthwise convolution. Kernels register
-// themselves from *_cpu.cpp and *_cuda.cu; autograd and the fake kernels are in scan.py, merge.py, mix.py and conv.py. Only
-// the stable ABI is used, so that one binary serves every torch from 2.10 on.
+// themselves from *_cpu.cpp and *_cuda.cu; autograd and the fake kernels are in scan.py, merge.py, mix.py and conv.py.
+// Only the stable ABI is used, so that one binary serves every torch from 2.10 on.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(gspn, m) {

@@ -108,8 +108,8 @@ void run_type(int dtype, const Arguments&... arguments) {
 
 }  // namespace
 
-// pass: 1 for the gradient of the weights, 2 more for a gate, 4 more for a second map that goes out. Fills `out` with lanes,
-// bytes of an access, rows and images of a task, shared bytes, blocks, parts.
+// pass: 1 for the gradient of the weights, 2 more for a gate, 4 more for a second map that goes out. Fills `out` with
+// lanes, bytes of an access, rows and images of a task, shared bytes, blocks, parts.
 extern "C" void plan_conv(const int64_t* shape, int pass, int element_bytes, int64_t alignment, int multiprocessors,
                           int shared_per_block, int64_t* out) {
   const int as_planned[4] = {};
