@@ -245,7 +245,7 @@ TILE = {
     ),
 }
 # 12 parts, and tiles, strips, rows and images that begin and end inside of the map.
-SHAPE, PLAN = (3, 9, 19, 72), ConvPlan(64, 16, 4, 2)
+SHAPE, PLAN = (3, 13, 19, 72), ConvPlan(64, 16, 5, 2)
 
 
 def compile_mutated(tmp_path, *mutations):
