@@ -1,7 +1,7 @@
 # Everything a fresh machine needs comes with the first target: Python >= 3.11, gcc/g++ and make suffice.
 #   make train          set up, build the scan, train the demo (or CONFIG=...), sample and score
 #   make test           set up and run the tests
-#   make sample         draw a grid from runs/demo, or RUN; before there is one, from pretrained/digits
+#   make sample         draw a grid from runs/demo, or RUN; before there is one, from pretrained/digits where that is
 #   make experiments    test the paper's claims (SCALE=cpu or gpu), and write docs/experiments.md
 # Settings: CUDA=1 installs the CUDA compiler, CUDA=0 leaves it out (neither: with it where there is an NVIDIA GPU, and
 # for the tests, which read its machine code); PYTHON names the Python that makes .venv.
