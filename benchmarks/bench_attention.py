@@ -7,18 +7,16 @@ of paired runs, of wall time and of the processor time that the process used, wh
 benchmarks/results/attention_cpu.json.
 """
 
-import os
 import statistics
 import sys
 from pathlib import Path
 
-# Pages that the allocator returns to the system come back untouched, and touching them costs more than a pass.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.allocator import keep_pages  # noqa: E402
+
+keep_pages()
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402

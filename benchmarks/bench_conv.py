@@ -7,17 +7,15 @@ bias; with the gate relu(x)^2 too at the kernel of 3. Ratios are medians of pair
 processor time that the process used, which other processes disturb less. Writes benchmarks/results/conv_cpu.json.
 """
 
-import os
 import sys
 from pathlib import Path
 
-# Pages that the allocator returns to the system come back untouched, and touching them costs more than a pass.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.allocator import keep_pages  # noqa: E402
+
+keep_pages()
 
 import torch  # noqa: E402
 

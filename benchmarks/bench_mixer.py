@@ -9,20 +9,18 @@ process, in turn; times are medians, ratios are medians of paired runs. Writes b
 import argparse
 import datetime
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Pages that the allocator returns to the system come back untouched, and touching them costs more than a stage.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
-if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.allocator import keep_pages  # noqa: E402
+
+keep_pages()
 
 import torch  # noqa: E402
 

@@ -69,7 +69,7 @@ def predict(
     dtype = torch.bfloat16
     ideal = ideal_bytes(shape, dtype, backward, reads_out)
     if reads_out:
-        joined, plan, modelled, moved = read_out(shape, backward, bandwidth)
+        joined, plan, modelled, moved = read_out(shape, backward)
     else:
         joined, plan = False, plan_of(shape, dtype, backward, PROCESSORS, SHARED)
         modelled, moved = plan.modelled_microseconds, ideal + scratch_bytes(shape, backward, plan)

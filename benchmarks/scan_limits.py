@@ -28,6 +28,8 @@ PROCESSORS, SHARED = 132, 227 * 1024
 SCHEDULERS, MEGAHERTZ = 4, 1755
 LATENCY, BARRIER = 0.9, 0.1
 """Microseconds: of a load from memory under load, and of a line's barrier. As in ops/csrc/scan_plan.h."""
+PLAN_BANDWIDTH = 32e9 * PROCESSORS
+"""Bytes per second that ops/csrc/scan_plan.h chooses plans for, whatever a prediction's bandwidth is."""
 TARGETS = {False: {16: 0.80, 64: 0.90}, True: {16: 0.75, 64: 0.85}}
 """Share of copy bandwidth that is meant to be reached, forward and backward, by the least side of a map."""
 
@@ -86,18 +88,15 @@ class Way(NamedTuple):
     """Bytes."""
 
 
-def read_out(shape: Shape, backward: bool, bandwidth: float, states: bool = True) -> Way:
-    """One kernel or two for `gspn_mix` in bfloat16, as ops/csrc/scan_plan.h decides it.
-
-    The model is of one bandwidth; the merge's time in it is that of its bytes.
-    """
+def read_out(shape: Shape, backward: bool) -> Way:
+    """One kernel or two for `gspn_mix` in bfloat16, forward with its states, as ops/csrc/scan_plan.h decides it."""
     dtype = torch.bfloat16
     alone = plan_of(shape, dtype, backward, PROCESSORS, SHARED)
     joined = plan_of(shape, dtype, backward, PROCESSORS, SHARED, reads_out=True)
     merge = merge_bytes(shape, dtype, backward)
-    apart = alone.modelled_microseconds + merge / bandwidth * 1e6
+    apart = alone.modelled_microseconds + merge / PLAN_BANDWIDTH * 1e6
     if joined.vector and joined.modelled_microseconds <= apart:
-        moved = ideal_bytes(shape, dtype, backward, True, states) + scratch_bytes(shape, backward, joined)
+        moved = ideal_bytes(shape, dtype, backward, True) + scratch_bytes(shape, backward, joined)
         return Way(True, joined, joined.modelled_microseconds, moved)
     moved = ideal_bytes(shape, dtype, backward) + scratch_bytes(shape, backward, alone) + merge
     return Way(False, alone, apart, moved)
@@ -114,8 +113,4 @@ def saved_by_maps_inside(width: int, rank: int, groups: int, bandwidth: float, r
     maps = len(DIRECTIONS) * (2 * width + 3 * groups)
     nanoseconds = 2 * maps / bandwidth * 1e9  # bfloat16, once
     products = 2 * rank * maps / rate * 1e9
-    return {
-        "maps_forward": 2 * nanoseconds,
-        "maps_backward": nanoseconds - products,
-        "products_forward": products,
-    }
+    return {"maps_forward": 2 * nanoseconds, "maps_backward": nanoseconds - products}

@@ -61,29 +61,29 @@ class Loop:
 
     def load_config(self, path: Path) -> Any:
         """A config of the run's kind."""
-        raise NotImplementedError  # abstract
+        raise NotImplementedError  # abstract: the config's class is that of what is trained
 
     def create_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        raise NotImplementedError  # abstract
+        raise NotImplementedError  # abstract: which parameters decay differs between diffusion and classification
 
     def backward(self, batch: Tensors) -> torch.Tensor:
         """Add a micro-batch to the gradient; its share of this process's mean of each loss term, (terms,).
 
         Sets `columns`, the terms' names and grad_norm; the first is the loss.
         """
-        raise NotImplementedError  # abstract
+        raise NotImplementedError  # abstract: the loss is that of the task
 
     def measure(self) -> dict[str, float] | None:
         """What the model, which holds the EMA weights, is worth on held-out images; None where there are none."""
-        raise NotImplementedError  # abstract
+        raise NotImplementedError  # abstract: held-out loss or accuracy, by the task
 
     def headline(self) -> str:
         """What is trained on what, without the number of parameters."""
-        raise NotImplementedError  # abstract
+        raise NotImplementedError  # abstract: it names the task's network and data
 
     def finish(self, fresh: bool) -> None:
         """Make the results of a run that is at its end, on the main process; `fresh`: it was trained just now."""
-        raise NotImplementedError  # abstract
+        raise NotImplementedError  # abstract: samples and scores, or an evaluation, by the task
 
     def between(self, stop: int) -> None:
         """What else is due after a step; `stop` is the signal that ends the run after it, 0 for none."""
