@@ -21,8 +21,7 @@ import torch  # noqa: E402
 
 from benchmarks.paired import measure, parse, write  # noqa: E402
 from gspn_dit.models.basics import relu_squared  # noqa: E402
-from ops import depthwise_conv  # noqa: E402
-from ops.conv import depthwise_conv_formula  # noqa: E402
+from ops import depthwise_conv, depthwise_conv_reference  # noqa: E402
 
 MAPS = [(8, 16, 16, 384), (1, 64, 64, 384)]
 CASES = [(7, None), (3, None), (3, "relu_squared")]  # kernel, activation
@@ -32,7 +31,7 @@ def by_torch(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str | None
 ) -> torch.Tensor:
     """torch's convolution, and the gate as the mixer has it."""
-    y = depthwise_conv_formula(x, weight, bias, False)
+    y = depthwise_conv_reference(x, weight, bias)
     return relu_squared(y) if activation else y
 
 

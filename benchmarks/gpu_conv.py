@@ -6,14 +6,9 @@ import torch
 
 from benchmarks.conv_cost import ConvShape, conv_shapes, passes
 from benchmarks.gpu_timing import median_seconds, rotations
-from ops import depthwise_conv
-from ops.conv import depthwise_conv_formula
+from ops import depthwise_conv, depthwise_conv_reference
 
 TARGET = 0.7  # of the copy bandwidth, forward
-
-
-def by_torch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return depthwise_conv_formula(x, weight, bias, False)
 
 
 def make_tensors(shape: ConvShape) -> list[torch.Tensor]:
@@ -52,7 +47,7 @@ def conv_rows(copy_bytes_per_second: float) -> Iterator[dict]:
                 "moved_bytes": moved,
                 "ideal_bytes": ideal,
             }
-            for name, conv in (("op", depthwise_conv), ("torch", by_torch)):
+            for name, conv in (("op", depthwise_conv), ("torch", depthwise_conv_reference)):
                 row[f"{name}_microseconds"] = 1e6 * time_conv(conv, sets, backward)
             seconds = row["op_microseconds"] / 1e6
             row["share_of_copy"] = moved / seconds / copy_bytes_per_second

@@ -3,11 +3,17 @@
 from ops.conv import depthwise_conv
 from ops.merge import gated_merge
 from ops.mix import gspn_mix
-from ops.reference import gated_merge_reference, gspn_mix_reference, gspn_scan_reference
+from ops.reference import (
+    depthwise_conv_reference,
+    gated_merge_reference,
+    gspn_mix_reference,
+    gspn_scan_reference,
+)
 from ops.scan import gspn_scan
 
 __all__ = [
     "depthwise_conv",
+    "depthwise_conv_reference",
     "gated_merge",
     "gated_merge_reference",
     "gspn_mix",

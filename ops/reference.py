@@ -1,13 +1,13 @@
-"""The scan in plain PyTorch: the oracle that the compiled kernels are held to.
+"""The operators in plain PyTorch: the oracle that the compiled kernels are held to.
 
-Any device, any floating dtype, differentiable by autograd. It follows README.md line by line and is written to be
+Any device, any floating dtype, differentiable by autograd. The scan follows README.md line by line and is written to be
 read, not to be fast.
 """
 
 import torch
 import torch.nn.functional as F
 
-from ops.arguments import DIRECTIONS, check_arguments, check_merge, check_mix
+from ops.arguments import DIRECTIONS, check_arguments, check_conv, check_merge, check_mix
 
 
 def gspn_scan_reference(
@@ -88,6 +88,18 @@ def gated_merge_reference(h: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     check_merge(h, u)
     dtype = torch.promote_types(h.dtype, torch.float32)
     return (u.to(dtype) * h.to(dtype)).sum(dim=-2).to(h.dtype)
+
+
+def depthwise_conv_reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
+) -> torch.Tensor:
+    """The convolution by torch's own, in the dtype of `x`; see `depthwise_conv` for arguments, shapes and errors."""
+    check_conv(x, weight, bias, activation)
+    tokens = x.permute(0, 3, 1, 2)  # a view of channels_last memory
+    y = F.conv2d(tokens, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0]).permute(
+        0, 2, 3, 1
+    )
+    return F.relu(y).square() if activation else y
 
 
 def _scan(lines: torch.Tensor, weights: torch.Tensor, segment: int) -> torch.Tensor:
