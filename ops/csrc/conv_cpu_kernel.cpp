@@ -91,7 +91,7 @@ void forward_of(const ConvShape& s, const ForwardTensors& tensors, int64_t image
             const int64_t at = block.start + ((top + r) * s.width + left + c + i) * s.channels;
             prefetch_write(y + at, Block<S>::kWide);
             if (tensors.square) {
-              const Lanes<S> rest = maximum(sum[i], Lanes<S>{});
+              const Lanes<S> rest = maximum(Lanes<S>{}, sum[i]);  // in this order NaN stays
               if (relu) store(rest, relu + at, block.count);
               sum[i] = rest * rest;
             }

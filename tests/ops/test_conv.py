@@ -96,6 +96,18 @@ def test_non_contiguous_inputs_and_gradient(activation, device):
     assert_near(dx, wanted, "dx")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_is_not_dropped(dtype, device):
+    skip_unsupported(dtype, device)
+    x, weight, bias = (t.detach() for t in make_conv((2, 5, 6, 21), 3, dtype, device=device))
+    x[0, 2, 3, 5] = torch.nan
+    for activation in ACTIVATIONS:
+        y = depthwise_conv(x, weight, bias, activation)
+        assert y.isnan().sum() == 9 and torch.equal(
+            y.isnan(), by_definition(x, weight, bias, activation).isnan()
+        )
+
+
 def test_empty(device):
     for shape in ((0, 4, 4, 6), (2, 0, 4, 6)):
         tensors = make_conv(shape, 3, torch.float32, device=device)
