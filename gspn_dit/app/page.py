@@ -12,6 +12,11 @@ from gspn_dit.errors import UserError
 from gspn_dit.names import printable
 
 FONTS = ["system-ui", "sans-serif"]  # of the browser: no page of ours asks another server for one
+LARGE = """
+#picture .image-container > button, #picture .image-frame, #picture img {width: 100% !important}
+#picture img {height: auto; max-height: 75vh; object-fit: contain !important}
+"""
+"""A grid of small pictures fills its place; what is downloaded stays as it was drawn."""
 MOST_SEED = 2**31 - 1
 
 
@@ -23,6 +28,7 @@ def serve(studio: Studio, host: str, port: int) -> gr.Blocks:
         server_name=host,
         server_port=port,
         theme=gr.themes.Default(font=FONTS, font_mono=["monospace"]),
+        css=LARGE,
         footer_links=[],
         ssr_mode=False,  # else a second server, of Node, where that is installed
         prevent_thread_lock=True,

@@ -17,4 +17,4 @@ def test_the_page_can_be_shown():
     with opened(lambda: os.environ.get("RUN", ROOT / "runs" / "demo")) as page:
         draw(page)
         page.get_by_text("seed 0, done").wait_for(timeout=120_000)
-        page.screenshot(path=os.environ[ASKED])
+        page.screenshot(path=os.environ[ASKED], full_page=True)
