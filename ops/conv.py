@@ -85,9 +85,8 @@ def _save(ctx, inputs, outputs):
 
 def _backward(ctx, grad_y, grad_relu):
     x, weight, relu = ctx.saved_tensors
-    if (
-        grad_relu is not None and ctx.square
-    ):  # what reads relu itself: the gradient of a gradient, or of a tangent
+    if ctx.square and grad_relu is not None:
+        # What reads relu itself: the gradient of a gradient, or of a tangent.
         through_y = None if grad_y is None else 2 * relu * grad_y
         grad_z = _add(torch.where(relu > 0, grad_relu, 0), through_y)
         dx, dweight, dbias = _adjoint(grad_z, x, weight, ctx.has_bias)

@@ -96,9 +96,8 @@ def depthwise_conv_reference(
     """The convolution by torch's own, in the dtype of `x`; see `depthwise_conv` for arguments, shapes and errors."""
     check_conv(x, weight, bias, activation)
     tokens = x.permute(0, 3, 1, 2)  # a view of channels_last memory
-    y = F.conv2d(tokens, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0]).permute(
-        0, 2, 3, 1
-    )
+    y = F.conv2d(tokens, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    y = y.permute(0, 2, 3, 1)
     return F.relu(y).square() if activation else y
 
 
