@@ -23,7 +23,7 @@ from experiments import (
     untrained,
 )
 from experiments.distil_plan import NAME as DISTIL
-from experiments.distil_plan import distil_folder, distil_plan
+from experiments.distil_plan import distil_plan
 from experiments.distil_run import run_distil
 from experiments.mixers_plan import STUDIES, mixer_runs, study_folder
 from experiments.mixers_run import check_same_images, no_images
@@ -116,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise errors.UserError(no_scale(DISTIL, scale))
             plan, folders = (
                 distil_plan(scale.name, arguments.data.resolve()),
-                map(distil_folder, (results, work)),
+                map(study_folder, (results, work)),
             )
-            with keeping(distil_folder(work)):
+            with keeping(study_folder(work)):
                 failed += run_distil(plan, arguments.data, *folders, workers)
         if CURVES in names:
             if scale.name not in curves_plan.STUDIES:

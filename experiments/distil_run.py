@@ -2,19 +2,12 @@
 
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
+from experiments import mixers_scores
 from experiments.distil_plan import NAME, Plan, describe
 from experiments.mixers_run import check_same_images, no_images
 from experiments.pool import is_done, run_all
-from experiments.train_run import environment, is_measured, write_json
 from gspn_dit.checkpoint import latest_checkpoint
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.runs import RunOptions, score_run
-from gspn_dit.evaluation.scores import Options
-
-SCORES = "teacher.json"
 
 
 def run_distil(plan: Plan, data: Path, results: Path, work: Path, workers: int) -> list[str]:
@@ -35,25 +28,5 @@ def run_distil(plan: Plan, data: Path, results: Path, work: Path, workers: int) 
     if plan.teacher.name in failed:
         return failed
     failed += run_all(list(plan.taught), results, work, workers)
-    score_teacher(plan, data, results, work)
+    mixers_scores.measure(plan.study, [plan.teacher], results, work)
     return failed
-
-
-def score_teacher(plan: Plan, data: Path, results: Path, work: Path) -> None:
-    """Write the teacher's KID to the held-out images, while its run folder is there; say so where it cannot be had."""
-    path = results / SCORES
-    settings = {"run": plan.teacher.key, "samples": plan.samples}
-    if is_measured(path, settings) or latest_checkpoint(work / plan.teacher.folder) is None:
-        return
-    try:
-        scores = score_run(
-            work / plan.teacher.folder,
-            str(data / "test"),
-            RunOptions(num=plan.samples, labels="balanced", batch_size=100),
-            Options(features="efficientnet"),
-            Accelerator(cpu=not torch.cuda.is_available()),
-        )
-    except UserError as error:
-        print(f"left out: the teacher's KID: {error}")
-        return
-    write_json(path, {"settings": settings, "kid": scores["kid"], **environment()})

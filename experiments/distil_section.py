@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import charts
-from experiments.distil_plan import LONGER, NAME, SCRATCH, TAUGHT, TEACHER, Plan, distil_folder, distil_plan
-from experiments.distil_run import SCORES
-from experiments.mixers_plan import STUDIES, Design
+from experiments.distil_plan import NAME, SCRATCH, TAUGHT, TEACHER, Plan, distil_plan
+from experiments.mixers_plan import LONGER, STUDIES, Design, study_folder
+from experiments.mixers_scores import scored_of
 from experiments.mixers_section import COLUMNS, PARTS, by_noise, losses_of, percent, share_by_seed
 from experiments.sections import MISSING, Section, show, table
 from experiments.summary import Setting, load_json, load_settings
@@ -24,21 +24,35 @@ class Distil:
     plan: Plan
     settings: dict[str, Setting]
     scores: dict[str, Any] | None
-    """The teacher's, of `distil_run.score_teacher`."""
+    """The teacher's, of `experiments.mixers_scores`."""
+
+    @property
+    def teacher(self) -> Setting | None:
+        return self.settings.get(self.plan.teacher.variant)
+
+    @property
+    def scratch(self) -> Setting | None:
+        return self.settings.get(self.plan.scratch[0].variant)
 
     def of(self, design: Design) -> Setting | None:
         return self.settings.get(f"{NAME}-{design.name}")
 
+    def rows(self) -> list[tuple[str, Setting | None]]:
+        """The networks, the taught last."""
+        return [(TEACHER, self.teacher), (SCRATCH, self.scratch), *((d.label, self.of(d)) for d in TAUGHT)]
+
 
 def load_distil(scale: str, results: Path) -> Distil | None:
-    """The study of a scale, from the folder beside its other results; None where nothing of it was measured."""
+    """The study of a scale, from the folder of that of the mixer; None where none that is taught was measured."""
     if scale not in STUDIES:
         return None
-    plan, folder = distil_plan(scale), distil_folder(results)
+    plan, folder = distil_plan(scale), study_folder(results)
     settings = load_settings(folder, {run.name: run.key for run in plan.runs})
-    scores = load_json(folder / SCORES)
+    (scored,) = scored_of(plan.study, [plan.teacher])
+    scores = load_json(scored.path(folder))
     current = scores is not None and scores["settings"]["run"] == plan.teacher.key
-    return Distil(plan, settings, scores if current else None) if settings else None
+    found = Distil(plan, settings, scores if current else None)
+    return found if any(found.of(design) for design in TAUGHT) else None
 
 
 def paired_by_seed(setting: Setting | None, base: Setting | None) -> list[tuple[float, float]]:
@@ -54,14 +68,12 @@ def paired_by_seed(setting: Setting | None, base: Setting | None) -> list[tuple[
     return [paired_difference(mine, theirs) for mine, theirs in pairs if mine and theirs]
 
 
-def row(distil: Distil, design: Design) -> list[str]:
-    setting, base = distil.of(design), distil.of(SCRATCH)
+def row(label: str, setting: Setting | None, base: Setting | None, compared: bool) -> list[str]:
     if setting is None:
-        return [design.label, "0", *[MISSING] * (len(PARTS) + 5)]
-    compared = design in TAUGHT
+        return [label, "0", *[MISSING] * (len(PARTS) + 5)]
     pairs = [f"{mean:+.1%} ± {error:.1%}" for mean, error in paired_by_seed(setting, base)]
     return [
-        design.label,
+        label,
         str(len(setting.results)),
         f"{setting.one('images'):,}",
         f"{setting.one('parameters') or 0:,}",
@@ -74,7 +86,7 @@ def row(distil: Distil, design: Design) -> list[str]:
 
 def verdict(distil: Distil, design: Design) -> str:
     """Whether a way of being taught gains, in words."""
-    setting, base = distil.of(design), distil.of(SCRATCH)
+    setting, base = distil.of(design), distil.scratch
     pairs = paired_by_seed(setting, base)
     if len(pairs) < len(distil.plan.study.seeds):
         return f"{design.label}: {MISSING}"
@@ -83,22 +95,22 @@ def verdict(distil: Distil, design: Design) -> str:
 
 
 def teacher_in_words(distil: Distil) -> str:
-    setting = distil.of(TEACHER)
+    setting = distil.teacher
     loss = show(setting.get("validation.loss"), 4) if setting else MISSING
-    share = percent(share_by_seed(setting, distil.of(SCRATCH), "loss"))
+    share = percent(share_by_seed(setting, distil.scratch, "loss"))
     scores = distil.scores
-    kid = f"{1000 * scores['kid']:.1f}, {scores['settings']['samples']:,} samples" if scores else MISSING
-    return (
-        f"the teacher: loss {loss}, {share} against from scratch; KID x 1000 in EfficientNet's features {kid}"
-    )
+    kid = f"{scores['kid']:.3f}, {scores['settings']['samples']:,} samples" if scores else MISSING
+    return f"{TEACHER}: loss {loss}, {share} against from scratch; KID in EfficientNet's features {kid}"
 
 
 def distil_section(distil: Distil, folder: Path) -> Section:
     """The section, and its picture in `folder`."""
-    designs = (TEACHER, SCRATCH, *TAUGHT)
-    base, pictures = distil.of(SCRATCH), []
-    taught = {design.label: distil.of(design) for design in (TEACHER, *TAUGHT)}
-    curves = {label: by_noise(setting, base) for label, setting in taught.items() if setting and base}
+    base, pictures = distil.scratch, []
+    curves = {
+        label: by_noise(setting, base)
+        for label, setting in distil.rows()
+        if setting and base and setting is not base
+    }
     if curves:
         charts.draw_noise([("against from scratch", curves)], folder / f"{NAME}.png")
         pictures.append(f"{NAME}.png")
@@ -112,8 +124,9 @@ def distil_section(distil: Distil, folder: Path) -> Section:
         "Is a GSPN-DiT that a DiT of its width and depth teaches better than one that learns from the images alone?",
         f"CIFAR-10 and all settings as in the study of the mixer: {study.size}x{study.size} pixels, width "
         f"{study.width}, depth {study.depth}, equal parameters; the GSPN-DiT has a modulated local path and identity "
-        f"convolutions. The teacher has seen {LONGER} times as many images as a student. Weights 0.5 of the squared "
-        "distance from its prediction, and 0.5 of that of the mixers' outputs over the square of its own. "
+        f"convolutions, and is that study's winner. The teacher has seen {LONGER} times as many images as a student. "
+        "Weights 0.5 of the squared distance from its prediction, and 0.5 of that of the mixers' outputs over the "
+        "square of its own. "
         f"{len(results)} of {len(distil.plan.runs)} trainings are in ({hours:.1f} hours of one core). The loss is the "
         f"plain squared error of {study.validation_images:,} held-out images by the averaged weights, the same images, "
         f"times and noise for all. A gain is one that every seed shows by over {ERRORS} standard errors over images.",
@@ -121,7 +134,10 @@ def distil_section(distil: Distil, folder: Path) -> Section:
         [
             table(
                 (*head, "against from scratch", "seed by seed, over the images"),
-                [row(distil, d) for d in designs],
+                [
+                    row(label, setting, base, label not in (TEACHER, SCRATCH))
+                    for label, setting in distil.rows()
+                ],
             )
         ],
         pictures,

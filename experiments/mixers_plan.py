@@ -148,6 +148,9 @@ WINNER: dict[str, Any] = MODULATED
 FINAL_RECIPE: dict[str, Any] = {}
 """Of the settings of `RECIPE`, those that the finals give to every network."""
 FINAL_TRAIN: dict[str, Any] = {}
+LONGER = 4
+"""Images of the longer trainings over those of the finals."""
+LONGER_NAMES = ("winner", "dit")
 SCAN_ONLY = (
     "gate",
     "gain_groups",
@@ -308,6 +311,16 @@ def final_runs(study: Study) -> list[Run]:
     ]
 
 
+def longer_runs(study: Study) -> list[Run]:
+    """The winner and DiT on more images, one seed: whether what their samples have against each other stays."""
+    patch, images = next(iter(study.grids.items()))
+    return [
+        make_run(design, study, study.seeds[0], "longer", patch, LONGER * images)
+        for design in FINALS
+        if design.name in LONGER_NAMES
+    ]
+
+
 def ingredient_runs(study: Study) -> list[Run]:
     """Seed by seed."""
     patch = next(iter(study.grids))
@@ -320,7 +333,7 @@ def ingredient_runs(study: Study) -> list[Run]:
 
 def mixer_runs(study: Study, data: Path | None = None) -> list[Run]:
     """All trainings of the study, with the folder that their images are read from."""
-    runs = [*screening_runs(study), *final_runs(study), *ingredient_runs(study)]
+    runs = [*screening_runs(study), *final_runs(study), *longer_runs(study), *ingredient_runs(study)]
     return [replace(run, data=str(data or DATA)) for run in runs]
 
 
@@ -336,8 +349,8 @@ def describe(study: Study, runs: list[Run], waiting: list[Run], workers: int) ->
     return (
         f"mixers: {len(DESIGNS)} designs with one seed and {study.screening_images:,} images each; {len(FINALS)} "
         f"networks with {len(study.seeds)} seeds, {first[1]:,} images in patches of {first[0]} and {second[1]:,} "
-        f"in patches of {second[0]}; {len(INGREDIENTS)} recipes as often; {len(runs) - len(waiting)} of "
-        f"{len(runs)} trainings done\n"
+        f"in patches of {second[0]}; {len(INGREDIENTS)} recipes as often; {len(LONGER_NAMES)} networks with one seed "
+        f"and {LONGER * first[1]:,} images; {len(runs) - len(waiting)} of {len(runs)} trainings done\n"
         f"cost: {hours[0]:.1f} hours of one core in all, {hours[1]:.1f} of them to come: "
         f"{hours[1] / workers:.1f} hours with {workers} at a time (estimated)"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from experiments.mixers_plan import FINALS, INGREDIENTS, Study, final_kind
+from experiments.mixers_plan import FINALS, INGREDIENTS, LONGER_NAMES, Study, final_kind
 from experiments.plan import Run
 from experiments.train_run import environment, is_measured, read_config, write_json
 from gspn_dit.checkpoint import load_model
@@ -49,9 +49,10 @@ class Scored:
 
 
 def scored_of(study: Study, runs: list[Run]) -> list[Scored]:
-    """Of the study's runs the finals on the first grid and the recipes, these guided by their head too."""
+    """Of the study's runs the finals on the first grid, the longer ones, and the recipes: guided by their head too."""
     prefix = final_kind(study, next(iter(study.grids)))
     guidance = {f"{prefix}-{design.name}": 1.0 for design in FINALS}
+    guidance |= {f"longer-{name}": 1.0 for name in LONGER_NAMES}
     guidance |= {f"recipe-{design.name}": design.internal_guidance for design in INGREDIENTS}
     return [
         Scored(run, scale)

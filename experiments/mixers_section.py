@@ -13,6 +13,8 @@ from experiments.mixers_plan import (
     BOLD,
     DESIGNS,
     FINALS,
+    LONGER,
+    LONGER_NAMES,
     SCREENING,
     STUDIES,
     Design,
@@ -30,6 +32,8 @@ from gspn_dit.evaluation.validation import BANDS, Losses, paired_difference, tim
 PARTS = ("loss", *BANDS)
 COLUMNS = ("all", "t < 1/3", "1/3 to 2/3", "t > 2/3")
 SPEEDS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "training_cpu.json"
+SCORES = (("kid", 3), ("fid", 1))
+"""Of samples, with the digits shown."""
 BINS = 8
 """Of t, in the picture."""
 GROUPS = {
@@ -223,6 +227,35 @@ def final_table(mixers: Mixers, kind: int) -> str:
     return table((*head, "training speed, DiT's = 1", "the winner against it"), rows)
 
 
+def longer_rows(mixers: Mixers) -> list[tuple[Design, Setting]]:
+    """The trainings on more images that are there."""
+    found = [(design, mixers.settings.get(f"longer-{design.name}")) for design in FINALS]
+    return [(design, setting) for design, setting in found if setting is not None]
+
+
+def longer_table(mixers: Mixers) -> str:
+    """Losses and scores of the trainings on more images; "" where there is none."""
+    rows = []
+    for design, setting in longer_rows(mixers):
+        scored = mixers.scores.get(f"longer-{design.name}", [])
+        scores = [f"{scored[0][key]:.{digits}f}" if scored else MISSING for key, digits in SCORES]
+        losses = [show_loss(setting, part) for part in PARTS]
+        rows.append([design.label, f"{setting.one('images'):,}", *losses, *scores])
+    head = (f"{LONGER} times the images, one seed", "images", *COLUMNS, "KID", "FID")
+    return table(head, rows) if rows else ""
+
+
+def longer_in_words(mixers: Mixers) -> list[str]:
+    """The winner against DiT where both were trained on more images."""
+    found = {design.name: setting for design, setting in longer_rows(mixers)}
+    if not set(LONGER_NAMES) <= set(found):
+        return []
+    loss = percent(share_by_seed(found["winner"], found["dit"], "loss"))
+    winner, dit = (mixers.scores.get(f"longer-{name}", []) for name in LONGER_NAMES)
+    kid = f"{winner[0]['kid'] / dit[0]['kid']:.2f} of its KID" if winner and dit else f"KID {MISSING}"
+    return [f"on {LONGER} times the images, one seed, the winner against DiT: {loss} of the loss, {kid}"]
+
+
 def verdicts(mixers: Mixers) -> list[str]:
     """Each target, missed ones first, then those that are not measured, then those met."""
     judged = [
@@ -326,6 +359,7 @@ def mixers_section(mixers: Mixers, folder: Path) -> Section:
     found = percent(share_by_seed(mixers.final(0, "winner"), mixers.final(0, "no-scan"), "loss"))
     tables = [final_table(mixers, kind) for kind in range(len(mixers.study.grids))]
     tables += filter(None, [score_table(mixers.kinds()[0], mixers.scores, mixers.study.samples)])
+    tables += filter(None, [longer_table(mixers)])
     tables += [screening_table(mixers, group) for group in SCREENING]
     tables += filter(None, [ingredient_table(mixers.scores, mixers.study.samples)])
     return Section(
@@ -337,6 +371,7 @@ def mixers_section(mixers: Mixers, folder: Path) -> Section:
         [
             f"the scan, against the same network without it: {found} of the loss",
             *verdicts(mixers),
+            *longer_in_words(mixers),
             *seen(mixers),
         ],
         tables,

@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import distil_run, distil_section, pool
+from experiments import distil_run, distil_section, mixers_scores, pool
 from experiments.__main__ import main
-from experiments.distil_plan import TAUGHT, describe, distil_folder, distil_plan
+from experiments.distil_plan import TAUGHT, describe, distil_plan
 from experiments.distil_section import load_distil
-from experiments.mixers_plan import parameters
+from experiments.mixers_plan import mixer_runs, parameters, study_folder
 from experiments.train_run import write_json
 from gspn_dit.checkpoint import latest_checkpoint, read_state
 from gspn_dit.config import load_config, parse_config
@@ -56,6 +56,12 @@ def test_the_taught_differ_from_those_from_scratch_by_their_teacher_alone():
     assert len(keys) == len({run.name for run in CPU.runs}) == len(CPU.runs) == 10
 
 
+def test_teacher_and_those_from_scratch_are_the_mixer_study_s():
+    known = {run.name: run for run in mixer_runs(CPU.study)}
+    assert all(known[run.name].key == run.key for run in (CPU.teacher, *CPU.scratch))
+    assert not [run.name for run in CPU.taught if run.name in known]
+
+
 def test_the_cost_is_said():
     text = describe(CPU, list(CPU.taught), workers=2)
     assert "4 of 10 trainings done" in text and "192,000" in text
@@ -71,11 +77,14 @@ def command(images, tmp_path):  # noqa: F811
 @pytest.mark.slow
 def test_the_miniature_is_trained_reported_and_taken_up(images, tmp_path, monkeypatch, capsys):  # noqa: F811
     asked = []
-    monkeypatch.setattr(distil_run, "score_run", lambda *a: asked.append(a) or {"kid": 0.0123})
+    settings = mixers_scores.settings_of(MINI.study, mixers_scores.Scored(MINI.teacher))
+    scores = {"settings": settings, "kid": 0.0123, "fid": 1.0}
+    monkeypatch.setattr(mixers_scores, "find_efficientnet", lambda: None)
+    monkeypatch.setattr(mixers_scores, "score_run", lambda *a: asked.append(a) or scores)
     assert main(command(images, tmp_path)) == 0
-    results = tmp_path / "results" / "experiments" / "distil-mini"
+    results = tmp_path / "results" / "experiments" / "mixers-mini"
     assert {path.stem for path in (results / "runs").iterdir()} == {run.name for run in MINI.runs}
-    work = tmp_path / "runs" / "experiments" / "distil-mini"
+    work = tmp_path / "runs" / "experiments" / "mixers-mini"
     teacher = read_state(latest_checkpoint(work / MINI.teacher.folder))["files"]["ema.safetensors"]["sha256"]
     for run in MINI.taught:
         assert read_state(latest_checkpoint(work / run.folder))["teacher"] == teacher
@@ -83,10 +92,13 @@ def test_the_miniature_is_trained_reported_and_taken_up(images, tmp_path, monkey
         result = json.loads(run.result_path(results).read_text())
         assert len(result["validation"]["values"]) == 6 and str(tmp_path) not in json.dumps(result)
     text = (tmp_path / "docs" / "experiments-mini.md").read_text()
-    assert "## Distillation from attention" in text and "KID x 1000 in EfficientNet's features 12.3" in text
+    assert (
+        "## Distillation from attention" in text
+        and "KID in EfficientNet's features 0.012, 20 samples" in text
+    )
     assert (tmp_path / "docs" / "experiments-mini" / "distil.png").stat().st_size > 1000
-    (arguments,) = asked
-    assert arguments[1] == str(images / "test") and arguments[3].features == "efficientnet"
+    ((study, scored, folder, _),) = asked
+    assert study is MINI.study and scored.run.key == MINI.teacher.key and folder == work / MINI.teacher.folder
 
     trained = []
     monkeypatch.setattr(
@@ -106,15 +118,22 @@ run_one = pool.run_one
 
 
 def test_without_the_network_of_the_features_the_trainings_are_kept(images, tmp_path, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(distil_run, "run_all", lambda *_: [])
-    monkeypatch.setattr(distil_run, "latest_checkpoint", lambda _: tmp_path)
+    def finished(runs, results, work, _):
+        for run in runs:
+            write_json(run.result_path(results), {"key": run.key, "variant": run.variant})
+            (work / run.folder).mkdir(parents=True)
+        return []
+
+    monkeypatch.setattr(distil_run, "run_all", finished)
 
     def missing(*_):
         raise UserError("pip install efficientnet")
 
-    monkeypatch.setattr(distil_run, "score_run", missing)
-    assert main(command(images, tmp_path)) == 0
-    assert "left out: the teacher's KID: pip install efficientnet" in capsys.readouterr().out
+    monkeypatch.setattr(mixers_scores, "find_efficientnet", missing)
+    plan = distil_plan("mini", images)
+    assert distil_run.run_distil(plan, images, tmp_path / "results", tmp_path / "work", 0) == []
+    assert all(run.result_path(tmp_path / "results").exists() for run in plan.runs)
+    assert "left out, the scores of samples: pip install efficientnet" in capsys.readouterr().out
 
 
 def test_what_cannot_be_is_one_line(images, tmp_path):  # noqa: F811
@@ -131,7 +150,8 @@ def test_what_cannot_be_is_one_line(images, tmp_path):  # noqa: F811
 def written(folder, losses):
     """Results with these losses by the name of the design, nearly the same for every image."""
     for run in distil_section.distil_plan("mini").runs:
-        design = run.variant.removeprefix("distil-")
+        design = {"longer-dit": "teacher", "4-lines-winner": "scratch"}.get(run.variant)
+        design = design or run.variant.removeprefix("distil-")
         if design not in losses:
             continue
         noise = np.random.default_rng([run.seed, len(design)]).normal(size=12)
@@ -151,7 +171,7 @@ def section(tmp_path, monkeypatch):
     monkeypatch.setitem(distil_plan.__globals__["STUDIES"], "mini", study)
 
     def build(losses):
-        written(distil_folder(tmp_path / "mini"), losses)
+        written(study_folder(tmp_path / "mini"), losses)
         return distil_section.distil_section(load_distil("mini", tmp_path / "mini"), tmp_path).markdown("x")
 
     return build
@@ -162,14 +182,14 @@ def test_a_gain_is_one_of_every_seed_and_none_is_said(section):
     answers = text.split("**Answer.**\n\n")[1].splitlines()
     assert answers[0].startswith("- taught its prediction: a gain, -10.")
     assert "taught its prediction and its mixers' outputs: **no gain**, " in answers[1]
-    assert "the teacher: loss 0.7" in answers[2] and "features not measured" in answers[2]
+    assert "DiT, the teacher: loss 0.7" in answers[2] and "features not measured" in answers[2]
     assert text.count("3600") == 0 and "(10.0 hours of one core)" in text
     row = next(line for line in text.splitlines() if line.startswith("| taught its prediction |"))
     assert row.split(" | ")[1:4] == ["3", "16", "1,234"] and row.count("±") >= 4
 
 
 def test_what_is_not_measured_is_said(section, tmp_path):
-    text = section({"scratch": 1.0})
-    assert all(f"- {design.label}: not measured" in text for design in TAUGHT)
+    text = section({"scratch": 1.0, "prediction": 0.9})
+    assert f"- {TAUGHT[1].label}: not measured" in text and "- DiT, the teacher: loss not measured" in text
     assert load_distil("mini", tmp_path / "elsewhere" / "mini") is None
     assert load_distil("gpu", tmp_path / "gpu") is None

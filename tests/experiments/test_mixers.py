@@ -16,6 +16,7 @@ from experiments.mixers_plan import (
     DESIGNS,
     FINALS,
     INGREDIENTS,
+    LONGER_NAMES,
     SCREENING,
     STUDIES,
     describe,
@@ -40,7 +41,7 @@ def settings_of(run, size):
 
 def test_every_network_of_the_study_is_equally_large():
     sizes = {run.variant: parameters(settings_of(run, CPU.size)) for run in mixer_runs(CPU)}
-    assert len(sizes) == len(DESIGNS) + 2 * len(FINALS) + len(INGREDIENTS)
+    assert len(sizes) == len(DESIGNS) + 2 * len(FINALS) + len(LONGER_NAMES) + len(INGREDIENTS)
     assert max(sizes.values()) <= 1.01 * min(sizes.values()), sizes
     assert sizes["screening-as-it-is"] == parameters(
         resolve_settings("GSPN-DiT-S/2", width=64, depth=3, **pixels(32))
@@ -55,10 +56,11 @@ def test_trainings_are_each_once_and_within_the_budget():
     assert {run.seed for run in screening} == {0}
     counts = (len(FINALS), len(FINALS), len(INGREDIENTS))
     finals, ingredients = ([s for s in (0, 1, 2) for _ in range(n)] for n in (sum(counts[:2]), counts[2]))
-    assert [run.seed for run in runs[len(screening) :]] == finals + ingredients
+    assert [run.seed for run in runs[len(screening) :]] == [*finals, *(0 for _ in LONGER_NAMES), *ingredients]
     for run in runs:
         parse_config({"run_dir": "unused", **run.settings["config"]})
-    assert sum(run.seconds for run in runs) < 2 * 6 * 3600
+    # the longer ones came after: they ask why samples do not follow the loss, and one is another study's teacher
+    assert sum(run.seconds for run in runs if not run.variant.startswith("longer-")) < 2 * 6 * 3600
     text = describe(CPU, runs, runs[:10], workers=2)
     assert f"{len(runs) - 10} of {len(runs)} trainings done" in text
     assert f"{sum(run.seconds for run in runs[:10]) / 7200:.1f} hours with 2 at a time" in text
@@ -71,6 +73,13 @@ def test_finals_see_as_many_tokens_and_images_as_they_say():
             config = finals[f"{lines}-lines-{design.name}"]
             assert config["train"]["steps"] * config["train"]["batch_size"] == images
             assert settings_of(mixer_run(f"{lines}-lines-{design.name}-seed1"), 32).patch_size == 32 // lines
+    for name in LONGER_NAMES:
+        longer, config = (
+            mixer_run(f"longer-{name}-seed0"),
+            mixer_run(f"16-lines-{name}-seed0").settings["config"],
+        )
+        longer = longer.settings["config"]
+        assert longer["train"]["steps"] == 4 * config["train"]["steps"] and longer["model"] == config["model"]
     winner, attention = (finals[f"16-lines-{name}"]["model"] for name in ("winner", "attention"))
     assert winner["local_path"] == attention["local_path"] and attention["mixer"] == "conv_attention"
     assert finals["16-lines-no-scan"]["model"]["scan"] == "identity"
@@ -264,6 +273,21 @@ def test_a_row_for_every_design_with_its_cost_and_difference(section):
     row = next(line for line in lines if line.startswith("| norm(scan) + norm(x) | 1,234"))
     assert row.endswith("| +120.0% ± 2.3% |")
     assert "![What the scan is worth](some/mixers.png)" in lines
+
+
+def test_the_longer_trainings_have_a_table_of_their_own(section, tmp_path):
+    assert "4 times the images" not in section(GOOD)
+    losses = GOOD | {"longer-winner": 0.4, "longer-dit": 0.5}
+    text = section(losses)
+    assert "winner against DiT: -20.0% of the loss, KID not measured" in text
+    assert "| GSPN-DiT, the winner | 16 | 0.4000 |" in text
+    for name, kid in (("winner", 0.1), ("dit", 0.2)):
+        run = mixer_run(f"longer-{name}-seed0", STUDIES["mini"])
+        scores = {"settings": {"run": run.key, "seed": 0}, "kid": kid, "fid": 12.3}
+        scores |= {"kid_real_halves": 0.0, "fid_real_halves": 1.0}
+        write_json(tmp_path / "some" / "mixers-mini" / "scores" / f"{run.name}.json", scores)
+    text = section(losses)
+    assert "-20.0% of the loss, 0.50 of its KID" in text and " | 0.200 | 12.3 |" in text
 
 
 def test_curves_are_the_losses_by_noise_against_the_scan_left_out(section, tmp_path):
