@@ -1,7 +1,9 @@
 """Run the CUDA kernels' source on the CPU, in the emulation of tests/ops/emulation."""
 
 import ctypes
+import functools
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,8 @@ from tests.ops.cases import make_inputs
 
 SOURCES = Path(__file__).resolve().parents[2] / "ops" / "csrc"
 EMULATION = Path(__file__).resolve().parent / "emulation"
+COMPILER = ["g++", "-std=c++17", "-fPIC", "-Wno-unknown-pragmas"]
+SCRATCH = tempfile.TemporaryDirectory(prefix="emulation-")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -114,15 +118,30 @@ def compile_emulation(
         text = path.read_text()
         (sources / path.name).write_text(edit(path.name, text) if edit else text)
     library = folder / "libemulation.so"
-    command = ["g++", "-std=c++17", level, "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+    command = [*COMPILER, level, "-shared", "-DGSPN_HOST_EMULATION", f"-I{sources}", f"-I{EMULATION}"]
     command += [f"-DGSPN_EMULATED_TYPES={sum(1 << DTYPES.index(dtype) for dtype in dtypes)}"]
-    command += ["-DGSPN_HOST_EMULATION", f"-I{sources}", f"-I{EMULATION}", str(EMULATION / "emulation.cpp")]
-    command += [*(str(EMULATION / f"emulate_{name}.cpp") for name in kernels), "-o", str(library)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    loaded = ctypes.CDLL(str(library))
+    command += [*(str(EMULATION / f"emulate_{name}.cpp") for name in kernels), str(emulator())]
+    partial = library.with_suffix(".tmp")
+    subprocess.run([*command, "-o", str(partial)], check=True, capture_output=True, text=True)
+    partial.rename(library)
+    return load_emulation(folder, kernels)
+
+
+def load_emulation(folder: Path, kernels: tuple[str, ...]) -> ctypes.CDLL:
+    """What `compile_emulation` left in a folder."""
+    loaded = ctypes.CDLL(str(folder / "libemulation.so"))
     for name in kernels:
         getattr(loaded, f"emulate_{name}").restype = ctypes.c_char_p
     return loaded
+
+
+@functools.cache
+def emulator() -> Path:
+    """The emulation itself, which has no kernel: compiled once for all libraries of a process."""
+    target = Path(SCRATCH.name) / "emulation.o"
+    command = [*COMPILER, "-O1", f"-I{EMULATION}", "-c", str(EMULATION / "emulation.cpp"), "-o", str(target)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return target
 
 
 def make_plan(
