@@ -1,7 +1,7 @@
 """Networks trained on one size of picture and sampled at others: the scan against DiT with interpolated positions.
 
-The networks are finals of the mixer's study on its first grid, from its run folders; one whose folder is gone is
-trained again with the same settings. All draw the same labels from the same noise, which a size and a seed decide.
+The networks are the longer trainings of the mixer's study, from its run folders; one whose folder is gone is trained
+again with the same settings. All draw the same labels from the same noise, which a size and a seed decide.
 """
 
 import copy
@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from experiments.mixers_plan import DATA, FINALS, STUDIES, Design, Study, final_kind, final_runs, study_folder
+from experiments.mixers_plan import (
+    DATA,
+    FINALS,
+    LONGER_NAMES,
+    STUDIES,
+    Design,
+    Study,
+    longer_runs,
+    study_folder,
+)
 from experiments.mixers_run import check_same_images, no_images
 from experiments.plan import Run
 from experiments.pool import is_done, run_all
@@ -34,7 +43,7 @@ from gspn_dit.sampling.generation import generate, keyed_labels
 from gspn_dit.sampling.grids import save_grid
 
 NAME = "sizes"
-NETWORKS = tuple(design for design in FINALS if design.name in ("winner", "no-scan", "dit"))
+NETWORKS = tuple(design for design in FINALS if design.name in LONGER_NAMES)
 FACTORS = ((1, 1), (1, 1.5), (1.5, 1.5), (2, 2))
 """Height and width over those trained on: 16x16, 16x24, 24x24 and 32x32 tokens."""
 SAMPLES = {"cpu": 500, "mini": 20}
@@ -90,12 +99,11 @@ class Plan:
 def sizes_plan(scale: str, data: Path | None = None) -> Plan:
     """The study of a scale, one of `STUDIES`, with the folder that its images are read from."""
     study = STUDIES[scale]
-    kind = final_kind(study, next(iter(study.grids)))
-    runs = {run.variant: run for run in final_runs(study) if run.seed == study.seeds[0]}
+    runs = {run.variant: run for run in longer_runs(study)}
     cases = [
         Case(
             design,
-            replace(runs[f"{kind}-{design.name}"], data=str(data or DATA)),
+            replace(runs[f"longer-{design.name}"], data=str(data or DATA)),
             (round(study.size * height), round(study.size * width)),
         )
         for height, width in FACTORS

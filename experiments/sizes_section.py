@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import charts
-from experiments.mixers_plan import STUDIES, Design
+from experiments.mixers_plan import LONGER, STUDIES, Design
 from experiments.sections import MISSING, Section, table
 from experiments.sizes import NAME, NETWORKS, SHOWN, Plan, sizes_folder, sizes_plan
 from experiments.summary import load_json
@@ -94,8 +94,9 @@ def sizes_section(sizes: Sizes, folder: Path) -> Section:
         "Other sizes than the one trained on",
         f"What do networks trained on pictures of {trained} pixels draw at other sizes: GSPN-DiT, which has no "
         "positions, and DiT with interpolated ones?",
-        f"The first seed of finals of the study of the mixer, patches of {next(iter(plan.study.grids))}; no network "
-        "has seen another size. DiT's sin-cos positions are taken to a size by the usual interpolation: place i of n "
+        f"The longer trainings of the study of the mixer, {LONGER * next(iter(plan.study.grids.values())):,} images in "
+        f"patches of {next(iter(plan.study.grids))}; neither has seen another size. DiT's sin-cos positions are "
+        "taken to a size by the usual interpolation: place i of n "
         f"along an axis stands at i N / n, N the places trained on; `sample.py --size` refuses such networks. "
         f"{plan.samples} unguided samples of each network and size, {one['settings']['sampler']} with "
         f"{one['settings']['steps']} steps, the same labels and noise for all networks. KID in EfficientNet's features "

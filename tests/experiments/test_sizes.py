@@ -11,7 +11,7 @@ from PIL import Image
 from experiments import pool, sizes
 from experiments.__main__ import main
 from experiments.mixers_plan import study_folder
-from experiments.sizes import NETWORKS, at_size, describe, rescaled_positions, sizes_folder, sizes_plan, views
+from experiments.sizes import at_size, describe, rescaled_positions, sizes_folder, sizes_plan, views
 from experiments.sizes_section import load_sizes, sizes_section
 from experiments.train_run import write_json
 from gspn_dit.errors import UserError
@@ -56,11 +56,9 @@ def test_only_the_copy_takes_another_size():
 def test_the_sizes_are_those_asked_for():
     assert CPU.sizes == [(32, 32), (32, 48), (48, 48), (64, 64)] and CPU.samples == 500
     assert MINI.sizes == [(8, 8), (8, 12), (12, 12), (16, 16)]
-    assert [run.name for run in CPU.runs] == [f"16-lines-{d.name}-seed0" for d in NETWORKS] and len(
-        NETWORKS
-    ) == 3
+    assert [run.name for run in CPU.runs] == ["longer-winner-seed0", "longer-dit-seed0"]
     text = describe(CPU, CPU.runs[:1], list(CPU.cases[3:]), 2)
-    assert "3 of 12 measured" in text and "for 1 trainings whose run folders are gone" in text
+    assert "3 of 8 measured" in text and "for 1 trainings whose run folders are gone" in text
 
 
 def test_what_is_seen_of_a_picture():
@@ -150,7 +148,7 @@ def test_a_network_that_is_gone_is_trained_again(images, tmp_path, monkeypatch, 
 def test_results_of_other_settings_do_not_count(tmp_path):
     assert load_sizes("mini", tmp_path / "mini") is None and load_sizes("gpu", tmp_path / "gpu") is None
     folder = sizes_folder(tmp_path / "mini")
-    first, last = MINI.cases[0], MINI.cases[-3]
+    first, last = MINI.cases[0], MINI.cases[-2]
     record = {"device": "a CPU", "torch": "2", "date": "today", "settings": MINI.settings(first)}
     whole = {"kid": 0.012, "kid_real_halves": 0.001}
     write_json(first.path(folder), record | {"scores": {"whole": whole}})
