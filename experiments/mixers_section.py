@@ -251,9 +251,19 @@ def longer_in_words(mixers: Mixers) -> list[str]:
     if not set(LONGER_NAMES) <= set(found):
         return []
     loss = percent(share_by_seed(found["winner"], found["dit"], "loss"))
-    winner, dit = (mixers.scores.get(f"longer-{name}", []) for name in LONGER_NAMES)
-    kid = f"{winner[0]['kid'] / dit[0]['kid']:.2f} of its KID" if winner and dit else f"KID {MISSING}"
+    before, after = (kid_share(mixers, kind) for kind in (mixers.kinds()[0], "longer"))
+    kid = f"{after} of its KID (of the same seed with the fewer images: {before})"
     return [f"on {LONGER} times the images, one seed, the winner against DiT: {loss} of the loss, {kid}"]
+
+
+def kid_share(mixers: Mixers, kind: str) -> str:
+    """The winner's KID over DiT's, of the first seed."""
+    kids = [
+        [each["kid"] for each in mixers.scores.get(f"{kind}-{name}", []) if each["settings"]["seed"] == first]
+        for name in LONGER_NAMES
+        for first in mixers.study.seeds[:1]
+    ]
+    return f"{kids[0][0] / kids[1][0]:.2f}" if all(kids) else MISSING
 
 
 def verdicts(mixers: Mixers) -> list[str]:

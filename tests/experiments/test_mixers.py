@@ -279,7 +279,7 @@ def test_the_longer_trainings_have_a_table_of_their_own(section, tmp_path):
     assert "4 times the images" not in section(GOOD)
     losses = GOOD | {"longer-winner": 0.4, "longer-dit": 0.5}
     text = section(losses)
-    assert "winner against DiT: -20.0% of the loss, KID not measured" in text
+    assert "winner against DiT: -20.0% of the loss, not measured of its KID" in text
     assert "| GSPN-DiT, the winner | 16 | 0.4000 |" in text
     for name, kid in (("winner", 0.1), ("dit", 0.2)):
         run = mixer_run(f"longer-{name}-seed0", STUDIES["mini"])
@@ -287,7 +287,10 @@ def test_the_longer_trainings_have_a_table_of_their_own(section, tmp_path):
         scores |= {"kid_real_halves": 0.0, "fid_real_halves": 1.0}
         write_json(tmp_path / "some" / "mixers-mini" / "scores" / f"{run.name}.json", scores)
     text = section(losses)
-    assert "-20.0% of the loss, 0.50 of its KID" in text and " | 0.200 | 12.3 |" in text
+    assert (
+        "-20.0% of the loss, 0.50 of its KID (of the same seed with the fewer images: not measured)" in text
+        and " | 0.200 | 12.3 |" in text
+    )
 
 
 def test_curves_are_the_losses_by_noise_against_the_scan_left_out(section, tmp_path):
