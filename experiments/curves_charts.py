@@ -39,14 +39,14 @@ Curves = dict[str, list[tuple[float, float]]]
 
 def draw_accuracy(panels: list[tuple[str, Curves]], label: str, path: Path) -> None:
     """Accuracy over the length, or the corners, of the marked curve: a panel for each grid."""
-    figure = Figure(figsize=(6 * len(panels), 4.2), layout="constrained")
+    figure = Figure(figsize=(6 * len(panels), 4.8), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, points in curves.items():
             axes.plot(*zip(*points, strict=True), "o-", markersize=4, label=name)
         axes.axhline(50, color="0.5", linewidth=1)
         axes.set(xlabel=label, ylabel="accuracy, %", title=title, ylim=(45, 101))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     save(figure, path)
 
 
