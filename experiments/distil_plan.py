@@ -69,8 +69,11 @@ def distil_plan(scale: str, data: Path | None = None) -> Plan:
         for seed in study.seeds
         for made in (make_run(design, study, seed, NAME, patch, images) for design in TAUGHT)
     ]
-    placed = [replace(run, data=str(data or DATA)) for run in (teacher, *scratch, *taught)]
-    return Plan(study, placed[0], tuple(placed[1 : 1 + len(scratch)]), tuple(placed[1 + len(scratch) :]))
+
+    def placed(runs: list[Run]) -> tuple[Run, ...]:
+        return tuple(replace(run, data=str(data or DATA)) for run in runs)
+
+    return Plan(study, *placed([teacher]), placed(scratch), placed(taught))
 
 
 def describe(plan: Plan, waiting: list[Run], workers: int) -> str:

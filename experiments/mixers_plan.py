@@ -322,7 +322,7 @@ def longer_runs(study: Study) -> list[Run]:
 
 
 def ingredient_runs(study: Study) -> list[Run]:
-    """With one seed: the KID of the three of their network, the winner, lie within 0.4 % of their mean."""
+    """With one seed: the KIDs of the winner's three, whose network this is, lie within 0.4 % of their mean."""
     patch = next(iter(study.grids))
     return [
         make_run(design, study, study.seeds[0], "recipe", patch, study.screening_images)

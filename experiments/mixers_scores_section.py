@@ -44,13 +44,18 @@ def scored_rows(head: str, rows: Sequence[tuple[str, list[dict[str, Any]]]]) -> 
     return table((head, "seeds", "KID", "FID"), [*shown, ["half of the held-out images", "", *halves]])
 
 
-def judge_kid(kind: str, scores: Scores, seeds: int) -> tuple[int, str]:
-    """A verdict's rank (0: missed, 1: not measured, 2: met) and the sentence: the winner's KID over DiT's by seed."""
+def kid_shares(kind: str, scores: Scores) -> dict[int, float]:
+    """The winner's KID over DiT's, by seed."""
     winner, dit = (
         {each["settings"]["seed"]: each["kid"] for each in scores.get(f"{kind}-{name}", [])}
         for name in ("winner", "dit")
     )
-    ratios = [winner[seed] / dit[seed] for seed in winner if seed in dit]
+    return {seed: winner[seed] / dit[seed] for seed in winner if seed in dit}
+
+
+def judge_kid(kind: str, scores: Scores, seeds: int) -> tuple[int, str]:
+    """A verdict's rank (0: missed, 1: not measured, 2: met) and the sentence: the winner's KID over DiT's by seed."""
+    ratios = list(kid_shares(kind, scores).values())
     what = f"KID of samples, the winner's over DiT's: {spread(ratios) if ratios else MISSING}"
     wanted = f"meant: at most {KID_SHARE}"
     if len(ratios) < seeds:

@@ -24,7 +24,7 @@ from experiments.mixers_plan import (
     study_folder,
 )
 from experiments.mixers_scores import scored_of
-from experiments.mixers_scores_section import ingredient_table, judge_kid, score_table
+from experiments.mixers_scores_section import ingredient_table, judge_kid, kid_shares, score_table
 from experiments.sections import MISSING, Section, show, table
 from experiments.summary import Setting, load_json, load_settings
 from gspn_dit.evaluation.validation import BANDS, Losses, paired_difference, times
@@ -251,19 +251,13 @@ def longer_in_words(mixers: Mixers) -> list[str]:
     if not set(LONGER_NAMES) <= set(found):
         return []
     loss = percent(share_by_seed(found["winner"], found["dit"], "loss"))
-    before, after = (kid_share(mixers, kind) for kind in (mixers.kinds()[0], "longer"))
+    seed = mixers.study.seeds[0]
+    before, after = (
+        f"{shares[seed]:.2f}" if seed in shares else MISSING
+        for shares in (kid_shares(kind, mixers.scores) for kind in (mixers.kinds()[0], "longer"))
+    )
     kid = f"{after} of its KID (of the same seed with the fewer images: {before})"
     return [f"on {LONGER} times the images, one seed, the winner against DiT: {loss} of the loss, {kid}"]
-
-
-def kid_share(mixers: Mixers, kind: str) -> str:
-    """The winner's KID over DiT's, of the first seed."""
-    kids = [
-        [each["kid"] for each in mixers.scores.get(f"{kind}-{name}", []) if each["settings"]["seed"] == first]
-        for name in LONGER_NAMES
-        for first in mixers.study.seeds[:1]
-    ]
-    return f"{kids[0][0] / kids[1][0]:.2f}" if all(kids) else MISSING
 
 
 def verdicts(mixers: Mixers) -> list[str]:

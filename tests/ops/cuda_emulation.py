@@ -113,7 +113,7 @@ def compile_emulation(
     Scans and convolutions of other than `dtypes` are left out, which halves the time of a build for one.
     """
     sources = folder / "csrc"
-    sources.mkdir(parents=True)
+    sources.mkdir(parents=True, exist_ok=True)  # after one that failed
     for path in [*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h")]:
         text = path.read_text()
         (sources / path.name).write_text(edit(path.name, text) if edit else text)
@@ -121,9 +121,7 @@ def compile_emulation(
     command = [*COMPILER, level, "-shared", "-DGSPN_HOST_EMULATION", f"-I{sources}", f"-I{EMULATION}"]
     command += [f"-DGSPN_EMULATED_TYPES={sum(1 << DTYPES.index(dtype) for dtype in dtypes)}"]
     command += [*(str(EMULATION / f"emulate_{name}.cpp") for name in kernels), str(emulator())]
-    partial = library.with_suffix(".tmp")
-    subprocess.run([*command, "-o", str(partial)], check=True, capture_output=True, text=True)
-    partial.rename(library)
+    subprocess.run([*command, "-o", str(library)], check=True, capture_output=True, text=True)
     return load_emulation(folder, kernels)
 
 
