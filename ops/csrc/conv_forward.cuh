@@ -5,22 +5,11 @@
 // first then has all of its parts, and goes out by way of shared memory, so that memory is written by wide accesses.
 #pragma once
 
+#include "conv_pointers.h"
 #include "conv_tile.cuh"
 
 namespace gspn {
 namespace conv {
-
-template <typename T>
-struct ForwardPointers {
-  const T* x;
-  const T* positive;  // x is read times twice this, or null: the chain rule of the gate
-  const T* weights;   // (channels, Size, Size)
-  const T* bias;      // null: none
-  T* y;
-  T* relu;      // null: not wanted; else y is its square
-  bool turned;  // the weights are those of the transpose
-  bool square;  // y is relu squared
-};
 
 // Copies the weights of the block's channels as they lie, by words if they are aligned.
 template <typename T>

@@ -5,18 +5,11 @@
 // that the kernel joins it with, which are kept in registers, and so are the sums, of a channel's weights.
 #pragma once
 
+#include "conv_pointers.h"
 #include "conv_tile.cuh"
 
 namespace gspn {
 namespace conv {
-
-template <typename T>
-struct GradientPointers {
-  const T* grad_y;
-  const T* positive;  // grad_y is read times twice this, or null
-  const T* x;
-  float* parts;  // (parts, channels * (Size * Size + 1)): the weights', then the bias's
-};
 
 template <int Size>
 struct Products {

@@ -1,22 +1,16 @@
-// Starts kernels on a CUDA stream. CUDA's runtime is linked into the library, so errors are asked for and told here and
-// not by torch, which may have another one.
+// Starts kernels on a CUDA stream.
 #pragma once
 
 #include <cuda_runtime.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <mutex>
 #include <set>
 #include <utility>
 
-namespace gspn {
+#include "cuda_check.h"
 
-inline void check_cuda(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next launch does not report this one again
-  STD_TORCH_CHECK(false, "gspn: CUDA error ", static_cast<int>(error), ": ", cudaGetErrorString(error));
-}
+namespace gspn {
 
 // Lets a kernel have all of the current device's shared memory, once: a number that changed from launch to launch could
 // be made too small by another thread between its setting and the launch.

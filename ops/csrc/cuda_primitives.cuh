@@ -6,16 +6,12 @@
 #ifdef GSPN_HOST_EMULATION
 #include "emulation.h"
 #else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 #include <type_traits>
 
-namespace gspn {
+#include "cuda_types.h"
 
-using bfloat16 = __nv_bfloat16;
-using float16 = __half;
+namespace gspn {
 
 template <int Bytes>
 struct Word;

@@ -7,7 +7,6 @@
 
 namespace gspn {
 
-constexpr int kMergeThreads = 256;
 constexpr int kMergeAtOnce = 4;  // directions whose inputs a thread has in flight
 
 // A thread's first element of h, or -1 past the end; `of_y` is its element of y.
@@ -108,10 +107,6 @@ void with_merge_vector(int vector, Body&& body) {
   if (vector == 4) return body(MergeVector<4>());
   if (vector == 2) return body(MergeVector<2>());
   body(MergeVector<1>());
-}
-
-inline int64_t merge_blocks(const MergeShape& s, int vector) {
-  return (s.pixels * (s.channels / vector) + kMergeThreads - 1) / kMergeThreads;
 }
 
 // `launch` as in scan_dispatch.cuh.

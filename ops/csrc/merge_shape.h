@@ -10,4 +10,11 @@ struct MergeShape {
   int64_t pixels, directions, channels;
 };
 
+constexpr int kMergeThreads = 256;
+
+// Blocks of a launch whose threads take `vector` channels each.
+inline int64_t merge_blocks(const MergeShape& s, int vector) {
+  return (s.pixels * (s.channels / vector) + kMergeThreads - 1) / kMergeThreads;
+}
+
 }  // namespace gspn

@@ -7,21 +7,10 @@
 #include "scan_backward_places.cuh"
 #include "scan_gradients.cuh"
 #include "scan_plan.h"
+#include "scan_pointers.h"
 #include "scan_ring.cuh"
 
 namespace gspn {
-
-template <typename T>
-struct BackwardPointers {
-  const T *grad, *x, *lam, *logits, *h;  // grad: of h, or, read out, of y
-  T *dx, *dlam, *dlogits;
-  float* dx_parts[4];    // each direction's (B, H, W, C), or null: one direction, or tiled
-  float* dlogits_parts;  // (B, H, W, K, 3, G, parts), or null: each group lies within the lanes summed by shuffles
-  int group_lanes;       // neighbouring lanes, a power of two, that are summed by shuffles
-  int parts;             // partial sums of a group that remain
-  const T* u = nullptr;  // read-out: null, and every gate is 1
-  T* du = nullptr;       // null with u
-};
 
 // Single: the neighbours of h[t-1] are read where the threads beside this one have copied them for themselves.
 template <typename T, int V, bool Grouped, bool Single, bool ReadsOut>

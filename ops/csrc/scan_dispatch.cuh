@@ -120,8 +120,6 @@ void forward_scan(const ScanShape& s, const ScanPlan& plan, const ForwardPointer
   });
 }
 
-inline bool needs_dx_parts(const ScanShape& s, const ScanPlan& plan) { return s.directions > 1 && !plan.tiled; }
-
 template <typename T, typename Launch>
 void backward_mix_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
   const auto start = [&](auto kernel) {

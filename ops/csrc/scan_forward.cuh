@@ -5,19 +5,12 @@
 #include <type_traits>
 
 #include "scan_plan.h"
+#include "scan_pointers.h"
 #include "scan_ring.cuh"
 #include "scan_tile.cuh"
 #include "scan_weights.cuh"
 
 namespace gspn {
-
-template <typename T>
-struct ForwardPointers {
-  const T *x, *lam, *logits;
-  T* h;
-  const T* u = nullptr;  // read-out: null, and every gate is 1
-  T* y = nullptr;        // read-out; h may be null then
-};
 
 template <typename T, int V, bool Grouped, bool ReadsOut>
 struct ForwardInputs {

@@ -244,4 +244,7 @@ inline bool reads_out_well(const ScanShape& s, bool backward, int element_bytes,
          modelled_time(apart, backward, element_bytes, device, alone) + merge;
 }
 
+// Whether each direction writes a part of dx to scratch, summed afterwards.
+inline bool needs_dx_parts(const ScanShape& s, const ScanPlan& plan) { return s.directions > 1 && !plan.tiled; }
+
 }  // namespace gspn

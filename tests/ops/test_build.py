@@ -92,7 +92,7 @@ def test_every_source_is_compiled_for_the_oldest_torch_and_the_asked_architectur
         assert architectures == (build.architecture_flags("9.0a;12.0+PTX") if is_cuda else [])
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     flags = build.architecture_flags(build.DEFAULT_ARCHITECTURES)
-    assert set(flags) <= set(build.compile_commands(tmp_path)["scan_cuda.cu.o"])
+    assert set(flags) <= set(build.compile_commands(tmp_path)["scan_cuda_float32.cu.o"])
     assert flags == build.architecture_flags("8.0;9.0+PTX")
 
 
@@ -100,7 +100,7 @@ def test_nvcc_gets_the_compiler_of_a_cxx_of_several_words(monkeypatch, tmp_path)
     assert build.cxx_program(["g++"]) == "g++"
     assert build.cxx_program(["env", "g++", "-m64"]) == "g++"
     monkeypatch.setenv("CXX", "env g++")
-    command = build.compile_commands(tmp_path)["scan_cuda.cu.o"]
+    command = build.compile_commands(tmp_path)["scan_cuda_float32.cu.o"]
     assert command[command.index("-ccbin") + 1] == "g++"
 
 

@@ -9,21 +9,11 @@
 #include <tuple>
 
 #include "conv_checks.h"
-#include "conv_launch.cuh"
-#include "cuda_entry.cuh"
+#include "conv_launch.h"
+#include "cuda_entry.h"
 
 namespace gspn {
 namespace conv {
-
-#define GSPN_DECLARE_CONV_LAUNCHES(T)                                                                    \
-  template <>                                                                                            \
-  void launch_forward<T>(const ConvShape&, const ConvPlan&, const ForwardPointers<T>&, cudaStream_t);    \
-  template <>                                                                                            \
-  void launch_gradient<T>(const ConvShape&, const ConvPlan*, const GradientPointers<T>&, T*, T*, cudaStream_t);
-
-GSPN_DECLARE_CONV_LAUNCHES(float)
-GSPN_DECLARE_CONV_LAUNCHES(bfloat16)
-GSPN_DECLARE_CONV_LAUNCHES(float16)
 
 namespace {
 
@@ -35,10 +25,7 @@ ConvPlan checked_plan(const ConvShape& s, const ConvPass& pass, const Tensor& x,
   const int64_t size = x.element_size();
   STD_TORCH_CHECK(s.height <= most - s.size && s.width <= most - s.size && s.channels * size <= most,
                   "gspn: on CUDA a map has at most 2^31 - 8 rows and columns, and 2^31 - 1 bytes of channels");
-  DeviceLimits device{};
-  check_cuda(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index()));
-  check_cuda(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                    x.get_device_index()));
+  const DeviceLimits device = device_limits(x.get_device_index());
   const ConvPlan plan = make_plan(s, pass, static_cast<int>(size), alignment, device);
   STD_TORCH_CHECK(plan.lanes > 0, "gspn: the convolution does not fit this GPU's shared memory (",
                   device.shared_per_block, " bytes)");

@@ -1,7 +1,7 @@
 // What every entry of the CUDA backend asks of its tensors and of torch: element type, alignment, current stream.
 #pragma once
 
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "cuda_primitives.cuh"
+#include "cuda_check.h"
+#include "cuda_types.h"
+#include "scan_plan.h"
 
 // Weak: a torch that is built without CUDA does not have it, and loads the library all the same.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
@@ -34,6 +36,13 @@ inline cudaStream_t current_stream(int device) {
   const AOTITorchError error = aoti_torch_get_current_cuda_stream(device, &stream);
   STD_TORCH_CHECK(error == 0, "gspn: torch has no current stream for device ", device);
   return static_cast<cudaStream_t>(stream);
+}
+
+inline DeviceLimits device_limits(int device) {
+  DeviceLimits limits{};
+  check_cuda(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  check_cuda(cudaDeviceGetAttribute(&limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return limits;
 }
 
 // The largest power of two, up to 16, that divides every address.

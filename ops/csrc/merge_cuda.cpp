@@ -6,9 +6,9 @@
 
 #include <tuple>
 
-#include "merge.cuh"
 #include "merge_checks.h"
-#include "scan_entry.cuh"
+#include "merge_launch.h"
+#include "scan_entry.h"
 
 namespace gspn {
 namespace {
@@ -35,11 +35,11 @@ Tensor merge_states(const Tensor& h, const Tensor* u) {
   Tensor y = torch::stable::new_empty(h, merged_sizes(h));
   if (h.numel() == 0) return y;
   check_blocks(shape);
-  StreamLaunch launch{current_stream(h.get_device_index())};
+  const cudaStream_t stream = current_stream(h.get_device_index());
+  const int64_t alignment = common_alignment({&h, u ? u : &h, &y});
   with_element_type(h, "h", [&](auto element) {
     using T = decltype(element);
-    const int vector = merge_vector<T>(shape, common_alignment({&h, u ? u : &h, &y}));
-    start_merge<T>(shape, vector, input<T>(h), u ? input<T>(*u) : nullptr, output<T>(y), launch);
+    launch_merge<T>(shape, alignment, input<T>(h), u ? input<T>(*u) : nullptr, output<T>(y), stream);
   });
   return y;
 }
@@ -50,12 +50,12 @@ std::tuple<Tensor, Tensor> merge_states_backward(const Tensor& grad_y, const Ten
   Tensor dh = torch::stable::empty_like(h), du = u ? torch::stable::empty_like(*u) : dh;
   if (h.numel() == 0) return {dh, du};
   check_blocks(shape);
-  StreamLaunch launch{current_stream(h.get_device_index())};
+  const cudaStream_t stream = current_stream(h.get_device_index());
+  const int64_t alignment = common_alignment({&grad_y, &h, u ? u : &h, &dh, &du});
   with_element_type(h, "h", [&](auto element) {
     using T = decltype(element);
-    const int vector = merge_vector<T>(shape, common_alignment({&grad_y, &h, u ? u : &h, &dh, &du}));
-    start_merge_backward<T>(shape, vector, input<T>(grad_y), input<T>(h), u ? input<T>(*u) : nullptr, output<T>(dh),
-                            u ? output<T>(du) : nullptr, launch);
+    launch_merge_backward<T>(shape, alignment, input<T>(grad_y), input<T>(h), u ? input<T>(*u) : nullptr,
+                             output<T>(dh), u ? output<T>(du) : nullptr, stream);
   });
   return {dh, du};
 }

@@ -7,32 +7,15 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda_entry.cuh"
-#include "scan_launch.cuh"
+#include "cuda_entry.h"
+#include "scan_launch.h"
 
 namespace gspn {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Defined in scan_cuda_float32.cu and its siblings.
-template <>
-void launch_forward<float>(const ScanShape&, const ScanPlan&, const ForwardPointers<float>&, cudaStream_t);
-template <>
-void launch_forward<bfloat16>(const ScanShape&, const ScanPlan&, const ForwardPointers<bfloat16>&, cudaStream_t);
-template <>
-void launch_forward<float16>(const ScanShape&, const ScanPlan&, const ForwardPointers<float16>&, cudaStream_t);
-template <>
-void launch_backward<float>(const ScanShape&, const ScanPlan&, const BackwardPointers<float>&, float*,
-                          cudaStream_t);
-template <>
-void launch_backward<bfloat16>(const ScanShape&, const ScanPlan&, const BackwardPointers<bfloat16>&, float*,
-                             cudaStream_t);
-template <>
-void launch_backward<float16>(const ScanShape&, const ScanPlan&, const BackwardPointers<float16>&, float*,
-                            cudaStream_t);
-
-// scan_cuda.cu
+// scan_cuda.cpp
 Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vector<int64_t> directions,
             int64_t segment, int64_t normalization);
 std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Tensor& x, const Tensor& lam,
@@ -40,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
                                                  std::vector<int64_t> directions, int64_t segment,
                                                  int64_t normalization);
 
-// merge_cuda.cu; without u every gate is 1, and there is no du.
+// merge_cuda.cpp; without u every gate is 1, and there is no du.
 Tensor merge_states(const Tensor& h, const Tensor* u);
 std::tuple<Tensor, Tensor> merge_states_backward(const Tensor& grad_y, const Tensor& h, const Tensor* u);
 
@@ -48,11 +31,7 @@ inline DeviceLimits checked_limits(const ScanShape& s, const Tensor& x) {
   constexpr int64_t most = INT32_MAX;
   STD_TORCH_CHECK(s.pixels() <= most && s.directions * 3 * s.channels * 4 <= most,
                   "gspn: on CUDA a map has at most 2^31 - 1 pixels and 178,956,970 / K channels");
-  DeviceLimits device{};
-  check_cuda(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, x.get_device_index()));
-  check_cuda(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                    x.get_device_index()));
-  return device;
+  return device_limits(x.get_device_index());
 }
 
 inline void check_lanes(const ScanPlan& plan) {

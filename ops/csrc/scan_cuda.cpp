@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "scan_checks.h"
-#include "scan_entry.cuh"
+#include "scan_entry.h"
 
 namespace gspn {
 

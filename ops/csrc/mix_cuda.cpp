@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "mix_checks.h"
-#include "scan_entry.cuh"
+#include "scan_entry.h"
 
 namespace gspn {
 namespace {
