@@ -263,7 +263,7 @@ def test_the_last_weights_too(train_run):
     assert not torch.equal(models[0].head.weight, models[1].head.weight)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_all_processes_stops_it_with_a_checkpoint(number, recipe, tmp_path):
     """As a terminal or a cluster sends it, to the workers too."""
     command = [sys.executable, "-m", "gspn_dit.classification.train", recipe, "data.workers=2"]

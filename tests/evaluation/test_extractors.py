@@ -92,17 +92,23 @@ def frechet_of_few(x: np.ndarray, y: np.ndarray) -> float:
     return float(shift @ shift + (x**2).sum() + (y**2).sum() - 2 * np.linalg.norm(x @ y.T, "nuc"))
 
 
-def test_the_whole_path_gives_the_scores_of_plain_implementations(
-    inception_weights, theirs, own_cache, tmp_path, capsys
-):
+@pytest.fixture
+def images_and_options(inception_weights, own_cache, tmp_path):
+    """samples.npz (9 images) and real.npz (10), and the options that score one against the other."""
     samples, real = random_images(9, 0), random_images(10, 1)
     samples[:5] = real[:5] ^ 3  # alike; the others are far apart, so that precision is 5/9 and recall 5/10
     samples[5:] //= 8
     real[5:] |= 192
     np.savez(tmp_path / "samples.npz", arr_0=samples)
     np.savez(tmp_path / "real.npz", arr_0=real)
-    common = ("--reference", tmp_path / "real.npz", "--inception-weights", inception_weights)
-    first = score(tmp_path / "samples.npz", *common, "--batch-size", 9, tmp_path / "1")
+    return samples, real, ("--reference", tmp_path / "real.npz", "--inception-weights", inception_weights)
+
+
+def test_the_whole_path_gives_the_scores_of_plain_implementations(
+    images_and_options, theirs, tmp_path, capsys
+):
+    samples, real, options = images_and_options
+    first = score(tmp_path / "samples.npz", *options, "--batch-size", 9, tmp_path / "1")
     (pool, spatial, logits), (real_pool, real_spatial, _) = theirs(samples), theirs(real)
     assert first["fid"] == pytest.approx(frechet_of_few(pool, real_pool), rel=1e-4)
     assert first["sfid"] == pytest.approx(frechet_of_few(spatial, real_spatial), rel=1e-4)
@@ -116,9 +122,14 @@ def test_the_whole_path_gives_the_scores_of_plain_implementations(
     printed = capsys.readouterr().out
     assert "not comparable with published scores" in printed and "features of the samples: " in printed
 
+
+@pytest.mark.slow
+def test_a_folder_in_other_batches_has_the_scores_of_a_file(images_and_options, tmp_path):
+    samples, _, options = images_and_options
+    first = score(tmp_path / "samples.npz", *options, "--batch-size", 9, tmp_path / "1")
     folder = save_folder(tmp_path / "samples", samples)
     stated = ("--labels", "random", "--weights", "ema")
-    again = score(folder, *common, *stated, "--batch-size", 2, tmp_path / "2")
+    again = score(folder, *options, *stated, "--batch-size", 2, tmp_path / "2")
     for key in SCORES:
         assert again[key] == pytest.approx(first[key], rel=1e-3), key
     assert not any("stated" in reason for reason in again["reasons"])

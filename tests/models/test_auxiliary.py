@@ -57,7 +57,7 @@ def test_every_parameter_learns_and_the_last_blocks_not_from_the_head(name):
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)])
 def test_both_predictions_compile_to_one_graph(name):
     torch.compiler.reset()
     network = moved(model(name, width=16, auxiliary_head=0))

@@ -16,6 +16,15 @@ MODELS = {
     "sigmoid weights": ("GSPN-DiT-S/4", {"normalization": "sigmoid", "direction_skip": True}),
 }
 each_model = pytest.mark.parametrize("name, overrides", MODELS.values(), ids=MODELS.keys())
+TWO = ("GSPN-DiT", "DiT")
+two_models_or_each = pytest.mark.parametrize(
+    "name, overrides",
+    [
+        pytest.param(*model, id=key, marks=() if key in TWO else pytest.mark.slow)
+        for key, model in MODELS.items()
+    ],
+)
+"""For what takes long."""
 
 
 def directions():
@@ -59,7 +68,7 @@ def test_a_loss_of_the_tangent_trains_every_weight(name, overrides):
         torch.testing.assert_close(gradients[key], weight.grad, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@each_model
+@two_models_or_each
 def test_linearized_it_has_the_same_tangent(name, overrides):
     """linearize folds what is constant: nothing that the model computes may be written in place."""
     model = small_model(name, **overrides).requires_grad_(False)
@@ -85,7 +94,7 @@ def test_gradients_per_sample():
             torch.testing.assert_close(gradients[key][i], weight.grad)
 
 
-@each_model
+@two_models_or_each
 def test_export_and_trace_are_saved_and_loaded(name, overrides):
     model, inputs = small_model(name, **overrides).float(), tuple(v.float() for v in batch()[:2])
     inputs = (*inputs, batch()[2])

@@ -88,6 +88,18 @@ class Mutation(NamedTuple):
     noticed: str
 
 
+VECTORS_OF_4 = (
+    Mutation(
+        "scan_dispatch.cuh",
+        "if (vector == 4) return body(Constant<4>());\n  body(Constant<1>());",
+        "body(Constant<4>());",
+        "",
+    ),
+    Mutation("scan_dispatch.cuh", "  body(Constant<false>());\n", "", ""),
+)
+"""Not mistakes: they leave out the scan's kernels of one channel a thread and of other weights than row-stochastic."""
+
+
 def mutated(mutations: Iterable[Mutation]) -> Callable[[str, str], str]:
     """The `edit` of `compile_emulation` that makes these mistakes."""
 

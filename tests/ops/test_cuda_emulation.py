@@ -8,6 +8,7 @@ from ops.reference import gspn_scan_reference
 from tests.ops.cases import SHAPES, SUBSETS, widened
 from tests.ops.cuda_emulation import (
     AS_PLANNED,
+    VECTORS_OF_4,
     Mutation,
     Plan,
     Scan,
@@ -155,7 +156,8 @@ def test_bit_equal_for_every_order_of_blocks_and_threads(library):
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
-ONLY_FLOAT = {"level": "-O0", "kernels": ("scan",), "dtypes": (torch.float32,)}
+ONE_TYPE = {"level": "-O0", "kernels": ("scan",)}
+ONLY_FLOAT = {**ONE_TYPE, "dtypes": (torch.float32,)}
 BARRIERS = (
     Mutation("scan_forward.cuh", "    __syncthreads();\n    parity", "    parity", "shared memory"),
     Mutation("scan_backward.cuh", "if (item.place == 0) __syncthreads();", "", "shared memory"),
@@ -210,7 +212,7 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("mutations", MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_mutations_are_noticed(mutations, tmp_path):
-    library = compile_emulation(tmp_path, mutated(dict.fromkeys(mutations)), **ONLY_FLOAT)
+    library = compile_emulation(tmp_path, mutated([*VECTORS_OF_4, *dict.fromkeys(mutations)]), **ONLY_FLOAT)
     scan = Scan(2, 5, 9, 8, 8, segment=3)
     inputs = scan.inputs(torch.float32)
     wide = widened(inputs)
@@ -251,7 +253,7 @@ def compare_last_images(library, groups, plan):
 
 def test_copies_left_in_flight_between_directions_are_noticed(tmp_path):
     mutation = Mutation("scan_backward.cuh", "wait_for_copies<0>();", "", "copy in flight")
-    library = compile_emulation(tmp_path, mutated([mutation]), **ONLY_FLOAT)
+    library = compile_emulation(tmp_path, mutated([*VECTORS_OF_4, mutation]), **ONLY_FLOAT)
     scan = Scan(1, 4, 4, 8, 8)
     inputs = scan.inputs(torch.float32)
     h = run_forward(library, scan, inputs)
@@ -276,7 +278,9 @@ NARROW = (
     ids=["forward", "backward", "scratch"],
 )
 def test_indices_of_32_bits_are_noticed(mutation, plan, tmp_path):
-    library = compile_emulation(tmp_path, mutated([mutation]), **(ONLY_FLOAT | {"dtypes": (torch.bfloat16,)}))
+    library = compile_emulation(
+        tmp_path, mutated([*VECTORS_OF_4, mutation]), **ONE_TYPE, dtypes=(torch.bfloat16,)
+    )
     with pytest.raises(AssertionError, match=mutation.noticed):
         compare_last_images(library, 1, plan)
 

@@ -9,6 +9,7 @@ from ops.reference import gspn_mix_reference, gspn_scan_reference
 from tests.ops.cases import SUBSETS, make_inputs, widened
 from tests.ops.cuda_emulation import (
     AS_PLANNED,
+    VECTORS_OF_4,
     Mutation,
     Plan,
     Scan,
@@ -166,9 +167,8 @@ MUTATIONS.pop("the sum is kept")  # a last write to the tile that nobody reads
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_mutations_are_noticed(mutation, tmp_path):
-    library = compile_emulation(
-        tmp_path, mutated([mutation]), level="-O0", kernels=("scan",), dtypes=(torch.float32,)
-    )
+    edit = mutated([*VECTORS_OF_4, mutation])
+    library = compile_emulation(tmp_path, edit, level="-O0", kernels=("scan",), dtypes=(torch.float32,))
     scan = Scan(2, 5, 9, 8, 8, segment=2)
     with pytest.raises(AssertionError, match=mutation.noticed):
         compare(library, scan, torch.float32, Plan(4, 2, 1, True), Plan(4, 2, 1, False, 3))

@@ -73,6 +73,7 @@ def test_missing_neighbours_have_no_weight():
     assert torch.equal(h, torch.ones_like(h))
 
 
+@pytest.mark.slow  # a compiler of C++ runs for a minute
 def test_the_reference_compiled_by_the_line_is_the_reference():
     """In all that a benchmark asks of it: without gradients and with them, in room for every layout."""
     inputs = make_inputs(1, 5, 5, 8, 8, 4, torch.float32)
