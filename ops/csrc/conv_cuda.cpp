@@ -33,16 +33,6 @@ ConvPlan checked_plan(const ConvShape& s, const ConvPass& pass, const Tensor& x,
   return plan;
 }
 
-template <typename T>
-const T* input(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* output(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, bool square,
                                    bool keep) {
   const ConvShape shape = checked_conv(x, weight, bias);

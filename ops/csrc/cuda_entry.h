@@ -29,6 +29,16 @@ void with_element_type(const torch::stable::Tensor& tensor, const char* name, Bo
   }
 }
 
+template <typename T>
+const T* input(const torch::stable::Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* output(const torch::stable::Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
 inline cudaStream_t current_stream(int device) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                   "gspn: this torch is built without CUDA, and has no stream to run on");

@@ -13,16 +13,6 @@
 namespace gspn {
 namespace {
 
-template <typename T>
-const T* input(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* output(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
 void check_blocks(const MergeShape& s) {
   STD_TORCH_CHECK(merge_blocks(s, 1) <= INT32_MAX, "gspn: y has more than 2^39 elements; split the batch");
 }

@@ -39,9 +39,8 @@ std::tuple<Tensor, Tensor> mixed(const Tensor& x, const Tensor& lam, const Tenso
   const cudaStream_t stream = current_stream(x.get_device_index());
   with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
-    const auto in = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
-    const auto out = [](const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); };
-    const ForwardPointers<T> tensors{in(x), in(lam), in(logits), states ? out(h) : nullptr, u ? in(*u) : nullptr, out(y)};
+    const ForwardPointers<T> tensors{input<T>(x), input<T>(lam), input<T>(logits), states ? output<T>(h) : nullptr,
+                                     u ? input<T>(*u) : nullptr, output<T>(y)};
     launch_forward<T>(shape, plan, tensors, stream);
   });
   return {y, h};
@@ -74,15 +73,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixed_backward(const Tensor& grad_y, 
   const Tensor dlogits_parts = scratch(x, plan.parts > 1 ? logits.numel() * plan.parts : 0);
   with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
-    const auto in = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
-    const auto out = [](const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); };
-    const BackwardPointers<T> tensors{in(grad_y), in(x),
-                                      in(lam),    in(logits),
-                                      in(h),      out(dx),
-                                      out(dlam),  out(dlogits),
-                                      {},         floats(dlogits_parts),
-                                      1,          1,
-                                      u ? in(*u) : nullptr, u ? out(du) : nullptr};
+    const BackwardPointers<T> tensors{input<T>(grad_y),
+                                      input<T>(x),
+                                      input<T>(lam),
+                                      input<T>(logits),
+                                      input<T>(h),
+                                      output<T>(dx),
+                                      output<T>(dlam),
+                                      output<T>(dlogits),
+                                      {},
+                                      floats(dlogits_parts),
+                                      1,
+                                      1,
+                                      u ? input<T>(*u) : nullptr,
+                                      u ? output<T>(du) : nullptr};
     launch_backward<T>(shape, plan, tensors, floats(dx_parts), stream);
   });
   return {dx, dlam, dlogits, du};

@@ -35,9 +35,7 @@ Tensor scan(const Tensor& x, const Tensor& lam, const Tensor& logits, std::vecto
   const ScanPlan plan = checked_plan(shape, false, x, common_alignment({&x, &lam, &logits, &h}));
   with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
-    const ForwardPointers<T> tensors{
-        static_cast<const T*>(x.const_data_ptr()), static_cast<const T*>(lam.const_data_ptr()),
-        static_cast<const T*>(logits.const_data_ptr()), static_cast<T*>(h.mutable_data_ptr())};
+    const ForwardPointers<T> tensors{input<T>(x), input<T>(lam), input<T>(logits), output<T>(h)};
     launch_forward<T>(shape, plan, tensors, stream);
   });
   return h;
@@ -62,11 +60,18 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
   const Tensor dlogits_parts = scratch(x, plan.parts > 1 ? logits.numel() * plan.parts : 0);
   with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
-    const auto in = [](const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); };
-    const auto out = [](const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); };
-    const BackwardPointers<T> tensors{in(grad_h), in(x),     in(lam),      in(logits), in(h),
-                                      out(dx),    out(dlam), out(dlogits), {},         floats(dlogits_parts),
-                                      1,          1};
+    const BackwardPointers<T> tensors{input<T>(grad_h),
+                                      input<T>(x),
+                                      input<T>(lam),
+                                      input<T>(logits),
+                                      input<T>(h),
+                                      output<T>(dx),
+                                      output<T>(dlam),
+                                      output<T>(dlogits),
+                                      {},
+                                      floats(dlogits_parts),
+                                      1,
+                                      1};
     launch_backward<T>(shape, plan, tensors, floats(dx_parts), stream);
   });
   return {dx, dlam, dlogits};
