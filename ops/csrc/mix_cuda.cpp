@@ -73,20 +73,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixed_backward(const Tensor& grad_y, 
   const Tensor dlogits_parts = scratch(x, plan.parts > 1 ? logits.numel() * plan.parts : 0);
   with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
-    const BackwardPointers<T> tensors{input<T>(grad_y),
-                                      input<T>(x),
-                                      input<T>(lam),
-                                      input<T>(logits),
-                                      input<T>(h),
-                                      output<T>(dx),
-                                      output<T>(dlam),
-                                      output<T>(dlogits),
-                                      {},
-                                      floats(dlogits_parts),
-                                      1,
-                                      1,
-                                      u ? input<T>(*u) : nullptr,
-                                      u ? output<T>(du) : nullptr};
+    BackwardPointers<T> tensors =
+        backward_pointers<T>(grad_y, x, lam, logits, h, dx, dlam, dlogits, dlogits_parts);
+    if (u) tensors.u = input<T>(*u), tensors.du = output<T>(du);
     launch_backward<T>(shape, plan, tensors, floats(dx_parts), stream);
   });
   return {dx, dlam, dlogits, du};

@@ -60,18 +60,8 @@ std::tuple<Tensor, Tensor, Tensor> scan_backward(const Tensor& grad_h, const Ten
   const Tensor dlogits_parts = scratch(x, plan.parts > 1 ? logits.numel() * plan.parts : 0);
   with_element_type(x, "x", [&](auto element) {
     using T = decltype(element);
-    const BackwardPointers<T> tensors{input<T>(grad_h),
-                                      input<T>(x),
-                                      input<T>(lam),
-                                      input<T>(logits),
-                                      input<T>(h),
-                                      output<T>(dx),
-                                      output<T>(dlam),
-                                      output<T>(dlogits),
-                                      {},
-                                      floats(dlogits_parts),
-                                      1,
-                                      1};
+    const BackwardPointers<T> tensors =
+        backward_pointers<T>(grad_h, x, lam, logits, h, dx, dlam, dlogits, dlogits_parts);
     launch_backward<T>(shape, plan, tensors, floats(dx_parts), stream);
   });
   return {dx, dlam, dlogits};

@@ -46,4 +46,14 @@ inline float* floats(const Tensor& tensor) {
   return tensor.numel() > 0 ? static_cast<float*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
+// What a plan decides is filled in at the launch.
+template <typename T>
+BackwardPointers<T> backward_pointers(const Tensor& grad, const Tensor& x, const Tensor& lam, const Tensor& logits,
+                                      const Tensor& h, const Tensor& dx, const Tensor& dlam, const Tensor& dlogits,
+                                      const Tensor& dlogits_parts) {
+  return {input<T>(grad), input<T>(x),     input<T>(lam),      input<T>(logits), input<T>(h),
+          output<T>(dx),  output<T>(dlam), output<T>(dlogits), {},               floats(dlogits_parts),
+          1,              1};
+}
+
 }  // namespace gspn

@@ -285,6 +285,18 @@ def test_indices_of_32_bits_are_noticed(mutation, plan, tmp_path):
         compare_last_images(library, 1, plan)
 
 
+def test_what_the_mutations_change_is_right_without_them(tmp_path):
+    """So that what they are noticed by is not of the kernels that are left out."""
+    plan = Plan(4, 2, 1)
+    library = compile_emulation(tmp_path / "float32", mutated(VECTORS_OF_4), **ONLY_FLOAT)
+    compare(library, Scan(2, 5, 9, 8, 8, segment=3), torch.float32, plan, plan)
+    library = compile_emulation(
+        tmp_path / "bfloat16", mutated(VECTORS_OF_4), **ONE_TYPE, dtypes=(torch.bfloat16,)
+    )
+    for plan in (TILED, WITH_SCRATCH):
+        compare_last_images(library, 1, plan)
+
+
 def report(library, scan, backward=False, dtype=torch.bfloat16, **limits):
     return make_plan(library, scan, backward, dtype, **limits)
 
