@@ -3,8 +3,8 @@
 #   make test           set up and run the tests
 #   make sample         draw a grid from runs/demo, or RUN; before there is one, from pretrained/digits where that is
 #   make experiments    test the paper's claims (SCALE=cpu or gpu), and write docs/experiments.md
-# Settings: CUDA=1 installs the CUDA compiler, CUDA=0 leaves it out (neither: with it where there is an NVIDIA GPU, and
-# for the tests, which read its machine code); PYTHON names the Python that makes .venv.
+# Settings: CUDA=1 installs the CUDA compiler and builds the kernels, CUDA=0 leaves both out (neither: with them where
+# there is an NVIDIA GPU, and for the tests, which read their machine code); PYTHON names the Python that makes .venv.
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
 RUN ?= runs/demo
@@ -18,9 +18,12 @@ LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --config_file configs/acceler
 
 test test-all: CUDA ?= 1
 
+# Speed: the kernels take most of the build. Without a GPU, a compiler that was not asked for is left alone.
+GPU = $(wildcard /dev/nvidiactl /dev/dxg .venv/lib/python*/site-packages/nvidia/cu*/bin/nvcc)$(shell command -v nvidia-smi)
+
 setup:
 	@$(PYTHON) setup_env.py --cuda $(or $(CUDA),auto)
-	@$(PY) ops/build.py --cuda $(if $(filter 0,$(CUDA)),off,auto)
+	@$(PY) ops/build.py --cuda $(if $(filter 0,$(CUDA)),off,$(if $(or $(CUDA),$(CUDA_HOME),$(GPU)),auto,off))
 
 build: setup
 

@@ -59,6 +59,9 @@ class DataConfig:
     """Mirror half of the training images (images only; latents always are, digits never)."""
     held_out: float = 0.1
     """Share of each class never trained on (images only), where the folder has no test/; 0 for none."""
+    tuning: bool = False
+    """Leave the held-out digits alone (mnist only): train on 3,000 of the others and be scored on their last 1,000, to
+    choose settings by."""
     validation: Place | None = None
     """A second folder of latents, never trained on (latents only); null for no validation."""
     normalization: Literal["scale", "channels"] | None = None

@@ -10,6 +10,7 @@ from gspn_dit.random import ORDER, generator
 
 CLASSES = 10
 HELD_OUT_PER_CLASS = 100
+"""Also what settings are tuned on, when they are."""
 SPLIT_KEY = 10
 """Fixed: the held-out digits are the same in every run, whatever its seed."""
 
@@ -26,23 +27,29 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def held_out_mask() -> np.ndarray:
-    """Which digits are never trained on: a keyed choice of 100 of every class; (5000,) bool."""
+def ranks() -> np.ndarray:
+    """The place of every digit in a keyed order of its class, from 0 to 499; (5000,) int64."""
     _, labels = read_digits()
-    mask = np.zeros(len(labels), dtype=bool)
+    places = np.zeros(len(labels), dtype=np.int64)
     for digit in range(CLASSES):
         members = np.flatnonzero(labels == digit)
         shuffled = torch.randperm(len(members), generator=generator(ORDER, SPLIT_KEY, digit)).numpy()
-        mask[members[shuffled[:HELD_OUT_PER_CLASS]]] = True
-    return mask
+        places[members[shuffled]] = np.arange(len(members))
+    return places
 
 
-def load_digits(split: Literal["train", "heldout"]) -> tuple[np.ndarray, np.ndarray]:
-    """The 4,000 digits of training or the 1,000 held out: images (N, 32, 32) uint8, labels (N,) int64."""
+def load_digits(split: Literal["train", "heldout"], tuning: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The 4,000 digits of training or the 1,000 held out: images (N, 32, 32) uint8, labels (N,) int64.
+
+    With `tuning` those held out are left alone, and the others are divided anew, into 3,000 and 1,000: settings that
+    are chosen by these have not seen the digits that a run is scored on.
+    """
     if split not in ("train", "heldout"):
         raise ValueError(f"split: expected 'train' or 'heldout', got {split!r}")
     images, labels = read_digits()
-    chosen = held_out_mask() if split == "heldout" else ~held_out_mask()
+    first = HELD_OUT_PER_CLASS if tuning else 0
+    held_out = (ranks() >= first) & (ranks() < first + HELD_OUT_PER_CLASS)
+    chosen = held_out if split == "heldout" else ranks() >= first + HELD_OUT_PER_CLASS
     return images[chosen], labels[chosen]
 
 
@@ -54,8 +61,8 @@ class Digits:
     size = 32
     autoencoder = None
 
-    def __init__(self, split: Literal["train", "heldout"] = "train") -> None:
-        images, labels = load_digits(split)
+    def __init__(self, split: Literal["train", "heldout"] = "train", tuning: bool = False) -> None:
+        images, labels = load_digits(split, tuning)
         self.images = torch.from_numpy(images).unsqueeze(1).float() / 127.5 - 1  # (N, 1, 32, 32)
         self.labels = torch.from_numpy(labels)
         self.class_names = [str(digit) for digit in range(CLASSES)]

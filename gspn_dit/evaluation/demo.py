@@ -40,15 +40,17 @@ def score_demo(
     write_samples(Path(out_dir) / "unguided.npz", unguided, unguided_labels, sample_settings(config, 1.0))
     classifier = load_classifier()
     _, assigned = classifier.describe(to_digits(guided))
+    tuning = config.data.tuning
     return {
         "model": config.model.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_images": config.train.steps * config.train.batch_size,
+        **({"tuning": True} if tuning else {}),
         "samples": count,
         **{key: value for key, value in sample_settings(config, *scales).items() if key != "labels"},
         "asked_class": float((assigned == labels).mean()),
-        "copies": share_of_copies(to_digits(guided)),
-        **distances(classifier, to_digits(unguided)),
+        "copies": share_of_copies(to_digits(guided), tuning),
+        **distances(classifier, to_digits(unguided), tuning),
         "classifier_accuracy": held_out_accuracy(classifier),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -94,9 +96,9 @@ def draw(
     return torch.cat([images for _, images in batches]).numpy(), labels.numpy()
 
 
-def distances(classifier: DigitClassifier, digits: np.ndarray) -> dict[str, float]:
+def distances(classifier: DigitClassifier, digits: np.ndarray, tuning: bool = False) -> dict[str, float]:
     """FID and KID to the held-out digits, and the FID that two halves of these have to each other."""
-    real, labels = load_digits("heldout")
+    real, labels = load_digits("heldout", tuning)
     features, _ = classifier.describe(digits)
     real_features, _ = classifier.describe(real)
     first = np.zeros(len(real), dtype=bool)
@@ -110,10 +112,10 @@ def distances(classifier: DigitClassifier, digits: np.ndarray) -> dict[str, floa
     }
 
 
-def share_of_copies(digits: np.ndarray) -> float:
+def share_of_copies(digits: np.ndarray, tuning: bool = False) -> float:
     """The share of digits nearer to a training digit, in pixels, than 99 % of the held-out digits are."""
-    train, _ = load_digits("train")
-    held_out, _ = load_digits("heldout")
+    train, _ = load_digits("train", tuning)
+    held_out, _ = load_digits("heldout", tuning)
     limit = np.percentile(nearest_distance(held_out, train), 1)
     return float((nearest_distance(digits, train) < limit).mean())
 
@@ -136,7 +138,7 @@ def format_table(*scores: dict) -> str:
         for text, cells in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join([*lines, NOTE])
+    return "\n".join([*lines, NOTE, *([TUNING] if any("tuning" in score for score in scores) else [])])
 
 
 def internal_scale(score: dict) -> str:
@@ -175,3 +177,4 @@ NOTE = (
     "EMA weights, balanced labels. FID and KID are in the 64 features of a digit classifier trained on the\n"
     "training split: comparable between the runs of this table, not with Inception scores."
 )
+TUNING = "With data.tuning 1,000 of the training digits are held out in place of the others, which nothing has seen."

@@ -73,7 +73,7 @@ def held_out_dataset(config: DataConfig, trained_on: dict[str, Any]) -> Dataset 
     Held-out latents are normalised as those of training, which `trained_on` describes.
     """
     if config.kind == "mnist":
-        return Digits("heldout")
+        return Digits("heldout", config.tuning)
     if config.kind == "images":
         return held_out_pixels(config.path, config.size, config.held_out)
     return LatentDataset(config.validation, trained_on=trained_on) if config.validation else None

@@ -32,7 +32,7 @@ def create_dataset(config: DataConfig) -> Dataset:
     Raises `UserError` when its folder is missing or not what encode_latents.py makes, or its images cannot be read.
     """
     if config.kind == "mnist":
-        return Digits()
+        return Digits("train", config.tuning)
     if config.kind == "latents":
         return LatentDataset(config.path, config.normalization)
     return training_pixels(config.path, config.size, config.held_out, config.flip)

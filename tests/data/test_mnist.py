@@ -28,6 +28,16 @@ def test_split_never_changes():
     assert hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest() == HELD_OUT_HASH
 
 
+def test_tuning_leaves_the_held_out_digits_alone():
+    train, held_out = (load_digits(split, tuning=True) for split in ("train", "heldout"))
+    assert np.bincount(train[1]).tolist() == [300] * 10
+    assert np.bincount(held_out[1]).tolist() == [100] * 10
+    together = [image.tobytes() for part in (train, held_out) for image in part[0]]
+    assert sorted(together) == sorted(image.tobytes() for image in load_digits("train")[0])
+    assert len(Digits("heldout", tuning=True)) == 1000
+    assert len(Digits(tuning=True)) == 3000
+
+
 def test_unknown_split():
     with pytest.raises(ValueError, match="'train' or 'heldout', got 'test'"):
         load_digits("test")

@@ -115,6 +115,22 @@ def test_training_digits_are_found_to_be_copies():
     assert demo.share_of_copies(shifted) == 0
 
 
+def test_a_tuning_run_is_scored_on_other_digits(digit_cache, tmp_path):
+    run = make_run(tmp_path / "run", width=16, depth=1)
+    model, config, _ = load_model(run)
+    data = dataclasses.replace(config.data, tuning=True)
+    config = dataclasses.replace(config, data=data, eval=EvalConfig(samples=20))
+    scores = score_demo(model, config, PixelAutoencoder(), "cpu", tmp_path)
+    with np.load(tmp_path / "unguided.npz") as arrays:
+        features, _ = digits.load_classifier().describe(digits.to_digits(arrays["arr_0"]))
+    real, _ = digits.load_classifier().describe(load_digits("heldout", tuning=True)[0])
+    assert scores["fid"] == pytest.approx(frechet_distance(moments(features), moments(real)), rel=1e-9)
+    assert "1,000 of the training digits" in format_table(scores)
+    tuned_on, _ = load_digits("heldout", tuning=True)
+    assert demo.share_of_copies(tuned_on[:50]) == 1
+    assert demo.share_of_copies(tuned_on, tuning=True) == 0.01
+
+
 def test_the_table_is_made_of_samples_that_are_written(digit_cache, tmp_path):
     from gspn_dit import create_model
 
