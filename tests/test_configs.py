@@ -48,7 +48,7 @@ def test_new_gspn_dits_have_the_study_s_block_and_flow():
     """By keys of their own: a configuration without them means what it meant."""
     for path in CONFIGS:
         config = load_config(path)
-        if config.model.name.startswith("GSPN-DiT") and path.stem != "demo":
+        if config.model.name.startswith("GSPN-DiT"):
             assert (config.model.local_path, config.model.conv_init) == ("modulated", "identity"), path
             assert config.diffusion.objective == "flow"
     old = resolve_settings("GSPN-DiT-B/2")
