@@ -46,7 +46,9 @@ def main() -> int:
     cuda = asked == "1" or (asked == "auto" and has_gpu())
     wanted = fingerprint(cuda)
     if asked == "auto" and not cuda and not STAMP.exists():
-        print("no NVIDIA GPU here: leaving out the CUDA compiler and kernels (`make setup CUDA=1` brings them)")
+        print(
+            "no NVIDIA GPU here: leaving out the CUDA compiler and kernels (`make setup CUDA=1` brings them)"
+        )
     if STAMP.exists() and satisfied(STAMP.read_text(), wanted):
         return 0
     problem = missing() or foreign()

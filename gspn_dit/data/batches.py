@@ -4,6 +4,7 @@ All of it is keyed by the image's number in training (step * global batch + plac
 number of processes, nor the micro-batch, nor an interruption changes a draw.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Shares:
 
     def __call__(self, start: int, stop: int) -> Iterator[list[Tensors]]:
         """The micro-batches of steps `start` to `stop` - 1."""
-        with ThreadPoolExecutor(1, "batches") as pool:
+        with drawing_thread() as pool:
             ahead: Future = pool.submit(self.step, start)
             for step in range(start, stop):
                 ready = ahead.result()
@@ -99,6 +100,20 @@ class Shares:
     def draw(self, numbers: np.ndarray) -> Tensors:
         """The images with these numbers (n,) int64 and everything they draw."""
         raise NotImplementedError  # abstract: what is drawn is for what is learned
+
+
+@contextlib.contextmanager
+def drawing_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread for what is drawn ahead, whose operations stay in it.
+
+    Speed: with a team of OpenMP's of its own there were more threads than cores; OpenMP then puts its threads to sleep
+    between operations, and the training's take 1.5 times as long on two cores.
+    """
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pool.submit(torch.get_num_threads).result()
+        torch.set_num_threads(threads)  # OpenMP keeps a number for each thread, MKL one for all of them
+        yield pool
 
 
 class Batches(Shares):

@@ -1,5 +1,7 @@
 """The order of training and each image's draws: keyed by its number, however the work is split."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,25 @@ def test_steps_come_in_order_from_the_thread():
     assert len(stream) == 3
     for step, found in zip(range(3, 6), stream, strict=True):
         assert torch.equal(found[0].noise, batches().step(step)[0].noise)
+
+
+def test_what_is_drawn_ahead_stays_in_its_thread(monkeypatch):
+    """Else OpenMP makes a second team of threads, and slows the training's down."""
+    found = []
+
+    def draw(self, indices, image_numbers, seed, real=Numbers.draw):
+        found.append((threading.current_thread().name, torch.get_num_threads()))
+        return real(self, indices, image_numbers, seed)
+
+    monkeypatch.setattr(Numbers, "draw", draw)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in batches()(0, 3):
+            found.append((None, torch.get_num_threads()))
+    finally:
+        torch.set_num_threads(before)
+    assert set(found) == {("batches_0", 1), (None, 2)}
 
 
 def test_batch_must_split_among_processes():
