@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.extractors import Features, Network
 from gspn_dit.evaluation.image_sets import Images
 from gspn_dit.evaluation.metrics import ROWS, Moments, RunningMoments
+from gspn_dit.processes import progress_bar
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ def extract(
     """
     collector = Collector(len(images), kept) if accelerator.is_main_process else None
     stride = batch_size * accelerator.num_processes
-    hidden = None if collector is not None else True  # None: wherever no terminal shows it
-    with tqdm(total=len(images), desc=label, unit=" images", disable=hidden) as bar:
+    with progress_bar(
+        total=len(images), desc=label, unit=" images", disable=not accelerator.is_main_process
+    ) as bar:
         for start in range(0, len(images), stride):
             first = start + batch_size * accelerator.process_index
             # All must take part in the gather: a process beyond the end takes the last image, for nobody.
