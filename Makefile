@@ -18,12 +18,13 @@ LAUNCH = $(if $(NPROC),.venv/bin/accelerate launch --config_file configs/acceler
 
 test test-all: CUDA ?= 1
 
-# Speed: the kernels take most of the build. Without a GPU, a compiler that was not asked for is left alone.
-GPU = $(wildcard /dev/nvidiactl /dev/dxg .venv/lib/python*/site-packages/nvidia/cu*/bin/nvcc)$(shell command -v nvidia-smi)
+# Speed: the kernels take most of the build. A compiler that happens to be here is left alone where set-up, which writes
+# down what it installed, had no reason to bring one; CUDA_HOME names one to take.
+KERNELS = $(if $(CUDA_HOME),auto,$$(grep -q cuda=1 .venv/installed && echo auto || echo off))
 
 setup:
 	@$(PYTHON) setup_env.py --cuda $(or $(CUDA),auto)
-	@$(PY) ops/build.py --cuda $(if $(filter 0,$(CUDA)),off,$(if $(or $(CUDA),$(CUDA_HOME),$(GPU)),auto,off))
+	@$(PY) ops/build.py --cuda $(if $(filter 0,$(CUDA)),off,$(KERNELS))
 
 build: setup
 

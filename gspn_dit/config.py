@@ -60,7 +60,7 @@ class DataConfig:
     held_out: float = 0.1
     """Share of each class never trained on (images only), where the folder has no test/; 0 for none."""
     tuning: bool = False
-    """Leave the held-out digits alone (mnist only): train on 3,000 of the others and be scored on their last 1,000, to
+    """Leave the held-out digits alone (mnist only): train on 3,000 of the others and be scored on the last 1,000, to
     choose settings by."""
     validation: Place | None = None
     """A second folder of latents, never trained on (latents only); null for no validation."""
@@ -349,6 +349,8 @@ def check_data(data: DataConfig) -> None:
         raise UserError(f"data.validation: expected null but for latents, got {data.validation!r}")
     if data.kind != "latents" and data.normalization is not None:
         raise UserError(f"data.normalization: expected null but for latents, got {data.normalization!r}")
+    if data.kind != "mnist" and data.tuning:
+        raise UserError("data.tuning: expected false but for mnist, got true")
     if data.kind == "latents" and data.validation == data.path:
         raise UserError(f"data.validation: expected other latents than those of data.path, got {data.path!r}")
     if data.kind == "images" and data.path is None:

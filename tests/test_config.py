@@ -73,6 +73,7 @@ def test_frozen(tiny_yaml):
             "data.autoencoder: expected null for pixels, got 'y'",
         ),
         ("data.validation=x", "data.validation: expected null but for latents, got 'x'"),
+        ("data={kind: images, path: x, size: 8, tuning: true}", "data.tuning: expected false but for mnist"),
         ("data={kind: latents, path: x, validation: x}", "data.validation: expected other latents"),
         ("train.validate_every=-1", "train.validate_every: expected at least 0, got -1"),
         ("data.held_out=1", "data.held_out: expected in [0, 1), got 1.0"),

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from gspn_dit.config import DataConfig
 from gspn_dit.data.mnist import Digits, load_digits
+from gspn_dit.evaluation.validation import held_out_dataset
+from gspn_dit.training.build import create_dataset
 
 # The split is fixed: scores of old and new models stay comparable.
 HELD_OUT_HASH = "98fb5543bef56cee5bebc09de22882be00b23e55fd47f31ec995d026ded3ab21"
@@ -34,8 +37,10 @@ def test_tuning_leaves_the_held_out_digits_alone():
     assert np.bincount(held_out[1]).tolist() == [100] * 10
     together = [image.tobytes() for part in (train, held_out) for image in part[0]]
     assert sorted(together) == sorted(image.tobytes() for image in load_digits("train")[0])
-    assert len(Digits("heldout", tuning=True)) == 1000
-    assert len(Digits(tuning=True)) == 3000
+    config = DataConfig(kind="mnist", tuning=True)  # a run trains on the one and is validated on the other
+    assert torch.equal(create_dataset(config).images, Digits("train", tuning=True).images)
+    assert torch.equal(held_out_dataset(config, {}).images, Digits("heldout", tuning=True).images)
+    assert [len(create_dataset(config)), len(held_out_dataset(config, {}))] == [3000, 1000]
 
 
 def test_unknown_split():
