@@ -3,6 +3,7 @@
 import argparse
 import os
 import socket
+import threading
 from collections.abc import Sequence
 
 from gspn_dit import errors
@@ -55,8 +56,8 @@ def check_port(host: str, port: int) -> None:
         ) from None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Read the arguments, then serve until stopped; the exit status."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the arguments, then serve until stopped."""
     arguments = parse_arguments(argv)
     check_port(arguments.host, arguments.port)
     try:
@@ -70,13 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from gspn_dit.processes import connect
 
     studio = Studio(arguments.run, vae=arguments.vae, ema=not arguments.no_ema, device=connect().device)
-    page = serve(studio, arguments.host, arguments.port)
+    serve(studio, arguments.host, arguments.port)
     print(
         f"{printable(arguments.run)} is served at http://{arguments.host}:{arguments.port} (Ctrl-C ends it)",
         flush=True,
     )
-    page.block_thread()
-    return 0
+    threading.Event().wait()  # not page.block_thread(), which may take an interrupt for an ordinary end
 
 
 if __name__ == "__main__":

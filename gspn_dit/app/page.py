@@ -20,7 +20,7 @@ LARGE = """
 MOST_SEED = 2**31 - 1
 
 
-def serve(studio: Studio, host: str, port: int) -> gr.Blocks:
+def serve(studio: Studio, host: str, port: int) -> None:
     """Serve the page of a run from a thread of its own."""
     page = build(studio)
     page.queue(default_concurrency_limit=1)  # one model: who comes second waits, and sees it
@@ -34,7 +34,6 @@ def serve(studio: Studio, host: str, port: int) -> gr.Blocks:
         prevent_thread_lock=True,
         quiet=True,
     )
-    return page
 
 
 def build(studio: Studio) -> gr.Blocks:
