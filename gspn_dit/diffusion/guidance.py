@@ -35,7 +35,7 @@ def check_guidance(
     for name, value, none in (*((*item, 1) for item in scales.items()), ("cfg_interval", interval, None)):
         if value != none:
             raise ValueError(
-                f"{name} is {value!r}; expected {none} with a guide, which guides alone, for every t"
+                f"{name} is {value!r}; expected {none} with a guide, which guides alone, for every t, by guide_scale"
             )
 
 
