@@ -74,6 +74,7 @@ def options(arguments: argparse.Namespace, stated: dict):
         batch_size=arguments.batch_size,
         bootstrap=arguments.bootstrap,
         fid_inf=arguments.fid_inf,
+        crop=arguments.crop,
         save_reference=arguments.save_reference,
         stated=stated,
         preset=arguments.preset,

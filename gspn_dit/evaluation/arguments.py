@@ -47,6 +47,11 @@ def parse_arguments(argv: Sequence[str] | None, results: Path) -> argparse.Names
         type=home_path,
         help="ADM statistics, an npz, a folder, or mnist (the held-out digits)",
     )
+    add(
+        "--crop",
+        action="store_true",
+        help="cut the pictures of a reference folder to the size of the samples, as training does",
+    )
     add("--json", metavar="FILE", type=home_path, help="also write the scores there")
     add(
         "--features",

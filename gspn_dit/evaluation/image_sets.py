@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 
-from gspn_dit.data.images import find_images
+from gspn_dit.data.images import UnreadableImage, find_images, read_image
 from gspn_dit.errors import UserError
 from gspn_dit.files import content_key, describe_file, sha256
 
@@ -22,6 +22,10 @@ LOSSLESS = {".png", ".apng", ".bmp", ".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".t
 # NotImplementedError, a RuntimeError, is zipfile's word for a compression that it does not know.
 DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 """What reading an archive raises when its bytes are not those that were written, or are encrypted."""
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, or no whole one."""
+LOOKED_AT = 1_000
+"""Pictures of a folder whose sizes are compared before any work: unlike ones mostly show among them."""
 
 
 class Images(Protocol):
@@ -46,12 +50,16 @@ class Images(Protocol):
         ...
 
 
-def open_images(path: str | Path) -> Images:
-    """The images in a folder or in an npz; `UserError` when there are none, or fewer than two."""
+def open_images(path: str | Path, crop: int | None = None) -> Images:
+    """The images in a folder or in an npz; `UserError` when there are none, or fewer than two.
+
+    Args:
+        crop: side in pixels that a folder's pictures are resized and cut to, as for training; None leaves them alone.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"no such file or folder: {path}; expected an npz or a folder of images")
-    images = FolderImages(path) if path.is_dir() else NpzImages(path)
+    images = FolderImages(path, crop) if path.is_dir() else NpzImages(path)
     if len(images) < 2:
         raise UserError(f"{path} holds {len(images)} images: scores need at least 2")
     return images
@@ -78,10 +86,13 @@ class ArrayImages:
 
 
 class FolderImages:
-    """Every image below a folder (see `gspn_dit.data.images.find_images`), in the order of the paths."""
+    """Every image below a folder (see `gspn_dit.data.images.find_images`), in the order of the paths.
 
-    def __init__(self, folder: Path) -> None:
-        self.name = str(folder)
+    They have one size, or are cut to squares of side `crop`.
+    """
+
+    def __init__(self, folder: Path, crop: int | None = None) -> None:
+        self.name, self.crop = str(folder), crop
         found = find_images(folder)
         self.files = [folder / path for path in found.images]
         if not self.files:
@@ -98,12 +109,28 @@ class FolderImages:
         images = []
         for file in self.files[start:stop]:
             image = self.open(file)
-            if image.shape[:2] != self.size:
-                found = "x".join(map(str, image.shape[:2]))
-                expected = "x".join(map(str, self.size))
-                raise UserError(f"{file} is {found}, the images before it {expected}: scores need one size")
+            self.check_size(file, image.shape[:2])
             images.append(image)
         return np.stack(images)
+
+    def check_size(self, file: Path, size: tuple[int, int]) -> None:
+        """Raise `UserError` for a height and width that the others do not have."""
+        if tuple(size) != tuple(self.size):
+            found, expected = ("x".join(map(str, shape)) for shape in (size, self.size))
+            raise UserError(
+                f"{file} is {found}, the images before it {expected}: scores need one size; --crop cuts a reference's "
+                "pictures to that of the samples, as training does"
+            )
+
+    def check_sizes(self) -> None:
+        """Raise `UserError` where the first `LOOKED_AT` pictures differ in size; only their headers are read."""
+        for file in self.files[:LOOKED_AT] if self.crop is None else ():
+            try:
+                with Image.open(file) as image:
+                    size = image.size[::-1]
+            except UNREADABLE:
+                continue  # told when it is read
+            self.check_size(file, size)
 
     def subset(self, numbers: np.ndarray) -> "FolderImages":
         """The images with these numbers (k,)."""
@@ -114,15 +141,18 @@ class FolderImages:
     def open(self, file: Path) -> np.ndarray:
         """One image as (H, W, 3) uint8."""
         try:
+            if self.crop is not None:
+                return read_image(file, self.crop)
             with Image.open(file) as image:
                 if image.mode[0] in "IF":  # Pillow would clip what is beyond 255
                     raise UserError(f"{file} has pixels of mode {image.mode}; expected 8 bits a channel")
                 return np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (*UNREADABLE, UnreadableImage) as error:
             raise UserError(f"{file} cannot be read as an image: remove it or write it again") from error
 
     def key(self) -> str:
-        return content_key(sha256(file).encode() for file in self.files)
+        cut = [] if self.crop is None else [f"cut to {self.crop}".encode()]
+        return content_key([*(sha256(file).encode() for file in self.files), *cut])
 
 
 class NpzImages:

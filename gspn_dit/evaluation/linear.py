@@ -76,13 +76,13 @@ def folder_labels(folder: Path, names: list[str]) -> np.ndarray | None:
 
 
 def load_linear(
-    folder: Path, network: Network, accelerator: Accelerator, batch_size: int
+    folder: Path, network: Network, accelerator: Accelerator, batch_size: int, crop: int | None = None
 ) -> LinearClassifier | None:
     """The classifier of a folder's classes, from the first process's cache, or fitted; None but on that process.
 
-    Every process must call this.
+    Every process must call this. `crop`: see `image_sets.open_images`.
     """
-    images = FolderImages(folder)
+    images = FolderImages(folder, crop)
     labels = folder_labels(folder, class_names(folder))
     path = cache_path(images, labels, network) if accelerator.is_main_process else None
     (found,) = broadcast_object_list([path is not None and path.exists()])

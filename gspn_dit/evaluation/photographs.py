@@ -24,10 +24,11 @@ def photograph_scores(
     network: Network,
     accelerator: Accelerator,
     batch_size: int,
+    crop: int | None = None,
 ) -> dict:
     """`SCORES`, None for what there is not; "classifier", which folder it learned from; "notes", why not.
 
-    Every process must call this; the first one's result is of use.
+    Every process must call this; the first one's result is of use. `crop`: see `image_sets.open_images`.
     """
     scores: dict = {**dict.fromkeys(SCORES), "classifier": None, "notes": []}
     folder = training_folder(reference)
@@ -38,7 +39,7 @@ def photograph_scores(
             f"no class accuracy: the samples have no labels, or not the classes of {folder}"
         )
     else:
-        classifier = load_linear(folder, network, accelerator, batch_size)
+        classifier = load_linear(folder, network, accelerator, batch_size, crop)
         if classifier is not None:
             scores["classifier"] = f"logistic regression on the features of {folder}"
             scores["accuracy"] = classifier.accuracy(statistics.features, labels)

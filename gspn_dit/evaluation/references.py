@@ -18,7 +18,14 @@ from gspn_dit.data.mnist import load_digits
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.extractors import Network
 from gspn_dit.evaluation.features import Statistics, extract
-from gspn_dit.evaluation.image_sets import ArrayImages, Images, NpzFile, NpzImages, open_images
+from gspn_dit.evaluation.image_sets import (
+    ArrayImages,
+    FolderImages,
+    Images,
+    NpzFile,
+    NpzImages,
+    open_images,
+)
 from gspn_dit.evaluation.metrics import Moments
 from gspn_dit.files import cache_folder, claimed_file, content_key, replacing
 from gspn_dit.random import ORDER, generator
@@ -40,7 +47,7 @@ class Reference:
 
     name: str
     kind: str
-    """"images", "ADM statistics" or "statistics"."""
+    """"images", with what was done to them, "ADM statistics" or "statistics"."""
     network: str | None
     """Identity of the network; None where nobody says."""
     size: tuple[int, int] | None
@@ -54,8 +61,13 @@ class Reference:
     """Whether these are ADM's published statistics of ImageNet, by name and form."""
 
 
-def check_reference(path: str) -> tuple[int, int] | None:
-    """Raise `UserError` at once for a reference that cannot be; the size of its images, None where there are none."""
+def check_reference(path: str, crop: bool = False) -> tuple[int, int] | None:
+    """Raise `UserError` at once for a reference that cannot be; the size of its images, None where there are none.
+
+    With `crop` its pictures are to be cut to a size that is not known yet, and may differ.
+    """
+    if crop and not Path(path).is_dir():
+        raise UserError(f"--crop is for a folder of pictures; the reference {path} is none: leave it out")
     if path == HELD_OUT:
         return None
     if not Path(path).exists():
@@ -65,18 +77,27 @@ def check_reference(path: str) -> tuple[int, int] | None:
         check_statistics(file)
         if "features" in file.names or "arr_0" not in file.names:
             return None
-    return tuple(open_images(path).size)
+    images = open_images(path)
+    if crop:
+        return None
+    if isinstance(images, FolderImages):
+        images.check_sizes()
+    return tuple(images.size)
 
 
 def load_reference(
-    path: str, network: Network, accelerator: Accelerator, batch_size: int
+    path: str, network: Network, accelerator: Accelerator, batch_size: int, crop: int | None = None
 ) -> Reference | None:
-    """The reference, from its own statistics, the cache or its images; None but on the first process."""
+    """The reference, from its own statistics, the cache or its images; None but on the first process.
+
+    Args:
+        crop: see `open_images`.
+    """
     if path != HELD_OUT and not Path(path).is_dir():
         file = NpzFile(Path(path))
         if is_statistics(file):
             return with_images(file, network, accelerator, batch_size)
-    images = held_out_digits() if path == HELD_OUT else open_images(path)
+    images = held_out_digits() if path == HELD_OUT else open_images(path, crop)
     if images.note:
         accelerator.print(images.note)
     statistics = cached(images, network, accelerator, batch_size)
@@ -84,7 +105,7 @@ def load_reference(
         return None
     return Reference(
         name=images.name,
-        kind="images",
+        kind="images" if crop is None else f"pictures cut to {crop}x{crop} as for training",
         network=network.identity,
         size=tuple(images.size),
         count=statistics.count,

@@ -27,7 +27,7 @@ from gspn_dit.evaluation.extractors import (
     inception_identity,
 )
 from gspn_dit.evaluation.features import Statistics, extract
-from gspn_dit.evaluation.image_sets import open_images
+from gspn_dit.evaluation.image_sets import Images, open_images
 from gspn_dit.evaluation.photographs import photograph_scores
 from gspn_dit.evaluation.references import (
     Reference,
@@ -64,6 +64,8 @@ class Options:
     """Resamplings for the standard error of FID; 0 for none."""
     fid_inf: bool = False
     """Also extrapolate FID to infinitely many samples."""
+    crop: bool = False
+    """Cut the pictures of a reference folder to the size of the samples, as for training."""
     save_reference: str | None = None
     """Where to write the reference's statistics."""
     stated: dict = field(default_factory=dict)
@@ -101,11 +103,12 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
     if options.features == "digits":
         check_digits(images.name, images.size)
     check_inputs(reference, options, accelerator)
+    crop = side(images, "--crop") if options.crop else None
     with accelerator.main_process_first():  # the first may have to train it
         network = create_network(options, accelerator.device)
     stages = Stages(accelerator.print)
     with stages("reference"):
-        real = load_reference(reference, network, accelerator, options.batch_size)
+        real = load_reference(reference, network, accelerator, options.batch_size, crop)
     with stages("features of the samples"):
         statistics = extract(
             images, network, accelerator, batch_size=options.batch_size, label="features of the samples"
@@ -114,7 +117,7 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
     if options.features == "efficientnet":
         with stages("real halves and class accuracy"):
             of_photographs = photograph_scores(
-                samples, reference, statistics, real, network, accelerator, options.batch_size
+                samples, reference, statistics, real, network, accelerator, options.batch_size, crop
             )
     if statistics is None or real is None:
         return None
@@ -142,7 +145,7 @@ def score_files(samples: Path, reference: str, options: Options, accelerator: Ac
 
 def check_inputs(reference: str, options: Options, accelerator: Accelerator) -> None:
     """Raise `UserError` for a reference or weights that cannot be used; every process must call this."""
-    size = check_reference(reference)
+    size = check_reference(reference, options.crop)
     if options.features == "digits" and size is not None:
         check_digits(reference, size)
     with accelerator.main_process_first():  # the first may have to download the weights
@@ -150,6 +153,16 @@ def check_inputs(reference: str, options: Options, accelerator: Accelerator) -> 
     if network is not None:
         check_statistics_of(reference, *network)
     check_output("the cache", cache_folder() / "reference.npz")
+
+
+def side(images: Images, option: str) -> int:
+    """The side of square images; `UserError` where they are not: no crop of training leads to others."""
+    height, width = images.size
+    if height != width:
+        raise UserError(
+            f"{option}: {images.name} holds images of {height}x{width}; expected squares, as training cuts"
+        )
+    return height
 
 
 def check_network(options: Options) -> tuple[str, int]:

@@ -231,3 +231,42 @@ def test_the_real_network_knows_photographs():
     torch.testing.assert_close(network(images[:1]).pool[0], features[0], rtol=1e-3, atol=1e-4)
     with torch.inference_mode():
         assert network.network._fc(features).argmax(dim=1).tolist() == [698, 985]
+
+
+def test_pictures_of_many_sizes_are_scored_when_they_are_cut_as_for_training(
+    colours, samples, photographs, tmp_path, monkeypatch
+):
+    plain = scored(samples, photographs / "test", tmp_path / "1")
+    for part in ("train", "test"):  # to be halved and cut: the very pictures of before
+        for number, file in enumerate(sorted((photographs / part).rglob("*.png"))):
+            image = np.asarray(Image.open(file)).repeat(2, axis=0).repeat(2, axis=1)
+            padded = np.pad(image, ((0, 0), (2 * (number % 3),) * 2, (0, 0)))
+            Image.fromarray(padded).save(file)
+    with monkeypatch.context() as patch:
+        patch.setattr("gspn_dit.evaluation.scores.create_network", lambda *_: pytest.fail("too late"))
+        with pytest.raises(UserError, match=r"scores need one size; --crop cuts a reference's pictures"):
+            scored(samples, photographs / "test", tmp_path / "2")
+    cut = score(
+        samples, "--reference", photographs / "test", "--features", "efficientnet", "--crop", tmp_path / "3"
+    )
+    for name in ("kid", "fid", "kid_real_halves", "accuracy", "accuracy_real"):
+        assert cut[name] == plain[name], name
+    assert cut["settings"]["reference_kind"] == "pictures cut to 8x8 as for training"
+    assert cut["settings"]["reference_size"] == [8, 8]
+    keys = {FolderImages(photographs / "test", crop).key() for crop in (None, 8, 4)}
+    assert len(keys) == 3  # the cache must not take one for another
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: images[:, :, :6], "--crop: .*holds images of 8x6; expected squares"),
+        (lambda images: images, "--crop is for a folder of pictures; the reference .*samples.npz is none"),
+    ],
+)
+def test_crop_is_refused_where_it_means_nothing(colours, samples, photographs, tmp_path, change, message):
+    arrays = dict(np.load(samples))
+    np.savez(samples, arr_0=change(arrays["arr_0"]), labels=arrays["labels"])
+    reference = photographs / "test" if "squares" in message else samples
+    with pytest.raises(UserError, match=message):
+        score(samples, "--reference", reference, "--features", "efficientnet", "--crop", tmp_path / "1")
