@@ -133,7 +133,12 @@ def aim_in_words(curves: Curves, grid: Grid) -> str:
     values = [setting.get("accuracy") if setting else None for setting in settings]
     size = f"{grid.task.size}x{grid.task.size}"
     if None in values:
-        return f"{size}: {MISSING}"
+        there = [
+            f"{design.label} {show(value, 1, 100)} %"
+            for design, value in zip((GSPN, NO_SCAN), values, strict=True)
+            if value
+        ]
+        return f"{size}: {', '.join(there) or MISSING}" + (f", the other {MISSING}" if there else "")
     reached = values[0].mean >= AIM, values[1].mean <= CONTROL_AIM
     words = [
         "reached" if found else f"**not reached: {mean:.1%}**"
@@ -198,18 +203,16 @@ def draw(curves: Curves, folder: Path) -> list[str]:
 def task_in_words(study: Study) -> str:
     parts = [
         f"{grid.task.size}x{grid.task.size} pixels, L from {grid.task.lengths[0]} to {grid.task.lengths[1]}, up to "
-        f"{grid.task.distractors} distractors"
+        f"{grid.task.distractors} distractors, a chance of {grid.task.turn:g} to turn at a pixel, "
+        f"{grid.task.layouts:,} layouts to train on and {grid.task.held_out:,} others to score with both labels"
         for grid in study.grids
     ]
-    task = study.grids[0].task
     return (
-        f"Pictures made by code ({'; '.join(parts)}): thin curves that keep a pixel from one another and turn with a "
-        f"chance of {task.turn:g} at a pixel, two of them of the same length L, the others shorter. Two pixels are "
+        f"Pictures made by code ({'; '.join(parts)}): thin curves that keep a pixel from one another, "
+        "two of them of the same length L, the others shorter. Two pixels are "
         "marked: the ends of one of the two, or an end of each that is as far away along both axes (exchanged or not) "
         "and as far from the border within a pixel; either label is made of every layout. So the label follows from "
-        "neither the curves nor the marks' distance. "
-        f"{task.layouts:,} layouts under the symmetries of the square are trained on, {task.held_out:,} others are "
-        "scored with both labels"
+        "neither the curves nor the marks' distance. Layouts are trained on under the symmetries of the square"
     )
 
 
@@ -230,7 +233,8 @@ def curves_section(curves: Curves, folder: Path) -> Section:
         "without its response norm), read out as the mean of all tokens and that of the two at the marks; the MLPs' "
         f"width makes parameters equal. AdamW at {recipe.learning_rate:g} with a cosine, batches of "
         f"{recipe.batch_size}, the same for all; beside the picture's label every token of a curve is to tell how many "
-        f"marks are on its curve. {len(results)} of {planned} trainings are in ({hours:.1f} hours of one core). Speeds "
+        f"marks are on its curve: without that nothing was learned in short trials. "
+        f"{len(results)} of {planned} trainings are in ({hours:.1f} hours of one core). Speeds "
         "are medians of rounds in which all take turns, on one thread, with the ratio to GSPN's; "
         f"accuracy over L and over corners is that of all seeds' pictures. "
         f"{len(DESIGNS)} networks; two differ in accuracy by the rule at the head of this report.",

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import json
 import textwrap
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -285,7 +286,8 @@ def help_text(cls: type, prefix: str = "") -> str:
 
 def default_of(field: dataclasses.Field) -> Any:
     value = field.default_factory() if field.default is dataclasses.MISSING else field.default
-    return {None: "null", True: "true", False: "false"}.get(value, value) if value.__hash__ else value
+    # json's words are YAML's; as keys of a dict 1.0 and True would be one.
+    return json.dumps(value) if value is None or isinstance(value, bool) else value
 
 
 def field_docs(cls: type) -> dict[str, str]:

@@ -160,6 +160,10 @@ def test_help_lists_every_key(tiny_yaml):
     for key, _ in flatten(load_config(tiny_yaml)):
         assert f"  {key}  (" in text
     assert "train.learning_rate  (default 0.0001)" in text
+    for key, value in flatten(load_config(tiny_yaml)):  # 1 is not true, and 0 not false
+        if key in ("train.clip", "train.seed", "sample.cfg_scale", "train.validate_every"):
+            assert f"  {key}  (default {value})" in text and not isinstance(value, bool)
+    assert "  data.flip  (default true)" in text and "  model.width  (default null)" in text
 
 
 def test_a_bad_config_is_rejected_without_torch(tiny_yaml):
