@@ -89,7 +89,8 @@ def measured_cells(entry: dict) -> dict[str, str]:
 def guidance(settings: dict) -> str:
     """What guided the samples, empty where nobody says."""
     scale, internal = settings["cfg_scale"], settings.get("internal_guidance")
-    parts = [] if scale in (None, 1) else [f"cfg {scale:g}"]
+    interval = f" for t in {settings['cfg_interval']}" if settings.get("cfg_interval") else ""
+    parts = [] if scale in (None, 1) else [f"cfg {scale:g}{interval}"]
     parts += [] if internal in (None, 1) else [f"internal {internal:g}"]
     parts += [f"guide {settings['guide_scale']:g}"] if settings.get("guide") else []
     return ", ".join(parts) or ("" if scale is None else "none")

@@ -65,29 +65,28 @@ class Mirrored:
         return np.ascontiguousarray(self.images.read(start, stop)[:, :, ::-1])
 
 
-def distances(points: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Distances of `points` (n, d) to all of `others` (m, d), both float64: the first row's number, and (rows, m)."""
+def distances(
+    points: torch.Tensor, others: torch.Tensor, mirrored: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Distances of points (n, d) to the nearer of others (m, d) and mirrored: the first row's number, (rows, m)."""
     for start in range(0, len(points), ROWS):
-        yield start, torch.cdist(points[start : start + ROWS], others)
+        part = points[start : start + ROWS]
+        yield start, torch.minimum(torch.cdist(part, others), torch.cdist(part, mirrored))
 
 
-def find(samples: np.ndarray, mirrored: np.ndarray, real: np.ndarray, count: int) -> Neighbours:
-    """The nearest training pictures of each sample.
+def find(samples: np.ndarray, real: np.ndarray, mirrored: np.ndarray, count: int) -> Neighbours:
+    """The nearest training pictures of each sample, and of each training picture.
 
     Args:
         samples: features (n, d).
-        mirrored: features (n, d) of the same in a mirror; the smaller distance counts.
         real: features (m, d) of the training pictures.
+        mirrored: features (m, d) of the same in a mirror: of both the nearer counts.
         count: k, the nearest that are wanted, of m at the most.
     """
-    pictures = torch.from_numpy(real).double()
-    ways = [distances(torch.from_numpy(points).double(), pictures) for points in (samples, mirrored)]
-    found = [
-        torch.minimum(seen, turned).topk(count, largest=False)
-        for (_, seen), (_, turned) in zip(*ways, strict=True)
-    ]
+    points, *pictures = (torch.from_numpy(part).double() for part in (samples, real, mirrored))
+    found = [rows.topk(count, largest=False) for _, rows in distances(points, *pictures)]
     among_real = []
-    for start, rows in distances(pictures, pictures):
+    for start, rows in distances(pictures[0], *pictures):
         rows.diagonal(start).fill_(torch.inf)  # none is its own neighbour
         among_real.append(rows.amin(dim=1))
     return Neighbours(
@@ -135,8 +134,8 @@ def measure(
         extract(images, network, accelerator, batch_size=arguments.batch_size, label=label)
         for images, label in (
             (samples, "samples"),
-            (Mirrored(samples), "samples, mirrored"),
             (pictures, "training pictures"),
+            (Mirrored(pictures), "training pictures, mirrored"),
         )
     ]
     if None in parts:

@@ -91,6 +91,18 @@ def record(normalization: Normalization, usual: Kind) -> dict[str, Any]:
     }
 
 
+MADE_WITH = ("weights_hash", "scale", "shift")
+"""What a checkpoint remembers of how its latents were made, beside their statistics."""
+
+
+def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """How the latents that two checkpoints remember differ, in words; None where they do not, as far as both know."""
+    for key in MADE_WITH:
+        if key in theirs and key in ours and theirs[key] != ours[key]:
+            return f"on latents made otherwise ({key} {theirs[key]!s:.12}, not {ours[key]!s:.12})"
+    return None if recorded(theirs) == recorded(ours) else "on latents normalised otherwise"
+
+
 def recorded(dataset: Mapping[str, Any]) -> ChannelNorm | None:
     """The statistics in what a checkpoint remembers of its data; None where it was scaled.
 

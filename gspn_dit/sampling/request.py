@@ -16,7 +16,7 @@ from gspn_dit.diffusion.samplers import Watch
 from gspn_dit.errors import NonFiniteError, UserError
 from gspn_dit.files import claimed_file
 from gspn_dit.latents.autoencoder import Autoencoder, create_autoencoder, fit_decoder
-from gspn_dit.latents.normalization import recorded
+from gspn_dit.latents.normalization import difference
 from gspn_dit.models.networks import create_model
 from gspn_dit.models.settings import resolve_settings
 from gspn_dit.processes import held_for_all, on_main_process
@@ -143,10 +143,9 @@ class Resolved:
                 raise UserError(
                     f"--guide {guide} has {key} {found[key]}; expected {value}, as {request.run} has"
                 )
-        if recorded(state.get("dataset", {})) != recorded(self.state.get("dataset", {})):
+        if how := difference(state.get("dataset", {}), self.state.get("dataset", {})):
             raise UserError(
-                f"--guide {guide} was trained on latents normalised otherwise than those of {request.run}: give one "
-                "trained on the same latents"
+                f"--guide {guide} was trained {how} than those of {request.run}: give one trained on the same latents"
             )
         position = resolve_settings(**guiding).position
         if request.size is not None and position != "none":

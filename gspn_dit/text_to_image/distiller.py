@@ -64,16 +64,12 @@ class Losses:
     def __call__(self, batch: CaptionedBatch) -> dict[str, torch.Tensor]:
         """Mean over the batch of each term, by the names of the config's `loss`."""
         system = self.system
-        x0 = system.latents_of(batch.pixels, batch.posterior)
-        noise, t = batch.noise.to(x0.device), batch.t.to(x0.device)
-        x = system.scheduler.add_noise(x0, noise, t)
+        x, t, target = self.noised(batch)
         size = tuple(batch.pixels.shape[2:])
         with torch.no_grad():
             texts = system.texts(batch.captions, size)
             expected = system.unet(x, t, **texts, return_dict=False)[0]
         predicted = self.student(x, t, **texts, return_dict=False)[0]
-        velocity = system.scheduler.config.prediction_type == "v_prediction"
-        target = system.scheduler.get_velocity(x0, noise, t) if velocity else noise
         # Read before the backward, in which recomputation would fill the recorder anew.
         pairs = [(self.of_student.outputs[name], self.of_teacher.outputs[name]) for name in self.names]
         modules = torch.stack([squared_error(*pair) for pair in pairs]).mean()
@@ -83,6 +79,20 @@ class Losses:
             "teacher": squared_error(predicted, expected),
             "modules": modules,
         }
+
+    def noised(self, batch: CaptionedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the UNets see, their timesteps and what they are to predict.
+
+        In float32 whatever the precision of the networks: the scheduler takes its schedule in the dtype of the
+        latents, and in bfloat16 a step's noise would be another than t says.
+        """
+        scheduler = self.system.scheduler
+        with torch.autocast(self.system.unet.device.type, enabled=False):
+            x0 = self.system.latents_of(batch.pixels, batch.posterior)
+            noise, t = batch.noise.to(x0.device), batch.t.to(x0.device)
+            velocity = scheduler.config.prediction_type == "v_prediction"
+            target = scheduler.get_velocity(x0, noise, t) if velocity else noise
+            return scheduler.add_noise(x0, noise, t), t, target
 
 
 def squared_error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,8 @@ def export(run: str | Path, folder: str | Path) -> Path:
     system.unet.save_pretrained(aside / "unet")
     index = read_json(system.folder / "model_index.json")
     if index is not None:
-        kept = {key: value for key, value in index.items() if key.startswith("_") or key in PARTS}
+        settings = {key: value for key, value in index.items() if not isinstance(value, list)}
+        kept = {**settings, **{key: value for key, value in index.items() if key in PARTS}}
         absent = {
             key: [None, None]
             for key in index

@@ -71,10 +71,18 @@ class PipelineTexts:
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str], size: tuple[int, int]) -> dict[str, Any]:
-        """See `TextEncoder`; the image was neither cropped nor scaled, as SDXL is told."""
+        """See `TextEncoder`; the image was neither cropped nor scaled, as SDXL is told.
+
+        The empty caption is what the pipeline guides by: for SDXL zeros, unless its config says otherwise.
+        """
         states, _, *pooled = self.pipeline.encode_prompt(
             list(captions), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
+        if self.pipeline.config.get("force_zeros_for_empty_prompt"):
+            empty = torch.tensor([caption == "" for caption in captions], device=states.device)
+            states, *pooled = (
+                part.masked_fill(empty.view(-1, *[1] * (part.dim() - 1)), 0) for part in (states, *pooled[:1])
+            )
         if not pooled:
             return {"encoder_hidden_states": states}
         ids = torch.tensor([*size, 0, 0, *size], dtype=states.dtype, device=states.device)

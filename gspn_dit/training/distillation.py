@@ -21,7 +21,7 @@ from gspn_dit.diffusion import Diffusion
 from gspn_dit.diffusion.auxiliary import Terms
 from gspn_dit.diffusion.flow import squared_error
 from gspn_dit.errors import UserError
-from gspn_dit.latents.normalization import recorded
+from gspn_dit.latents.normalization import difference
 from gspn_dit.models.settings import ModelSettings, resolve_settings
 from gspn_dit.training.resume import show
 
@@ -52,7 +52,7 @@ class Teacher:
 def find_teacher(config: Config, settings: ModelSettings, dataset: Dataset) -> Teacher | None:
     """The teacher that a config names for a network of these settings, with its weights in the loss; None for none.
 
-    Raises `UserError` for one that is missing, or is of another objective, other classes or other images.
+    Raises `UserError` for one that is missing, or is of another objective, other classes or latents made otherwise.
     """
     train = config.train
     if train.teacher is None:
@@ -91,7 +91,7 @@ def check_fits(folder: Path, theirs: ModelSettings, settings: ModelSettings, con
 
 
 def check_data(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raise `UserError` for a teacher of classes of other names, or of latents normalised otherwise."""
+    """Raise `UserError` for a teacher of other classes, other latents or digits that are held out now."""
     names = theirs.get("class_names", ours["class_names"])
     for name, expected in zip(names, ours["class_names"], strict=True):
         if name != expected:
@@ -99,10 +99,13 @@ def check_data(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> No
                 f"train.teacher {folder} was trained on other classes: {show(name)} where the data has "
                 f"{show(expected)}"
             )
-    if theirs and recorded(theirs) != recorded(ours):
+    if theirs and (how := difference(theirs, ours)):
         raise UserError(
-            f"train.teacher {folder} was trained on latents normalised otherwise than those of data.path: give "
-            "one trained on the same latents"
+            f"train.teacher {folder} was trained {how} than those of data.path: give one trained on the same latents"
+        )
+    if theirs and theirs.get("digits") != ours.get("digits"):
+        raise UserError(
+            f"train.teacher {folder} was trained with another data.tuning, on digits that are held out now"
         )
 
 

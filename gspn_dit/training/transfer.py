@@ -30,8 +30,12 @@ FIXED = {
     "patch_size": "give a model.name that ends in /{0}",
 }
 """Settings of a network without which nothing of its weights fits, and what to do."""
-READ_BY = ("norm", "time_scale", "time_frequencies", "mlp_norm_eps", "heads")
+READ_BY = ("norm", "time_scale", "time_frequencies", "mlp_norm_eps")
 """Settings of a network without which its weights are not the same function, and that no shape tells."""
+MIXER_READ_BY = ("heads", "module", "local_path", "scan", "normalization", "scan_order")
+"""The same of its mixers, where both networks have the same kind."""
+REACH = ("segment", "global_blocks")
+"""How far the scans of the same mixers go, which a run may mean to change."""
 PART = re.compile(r"(?:(?:blocks|first|second)\.\d+|middle)\.\w+|\w+")
 """The part of the network in the name of a parameter: blocks.3.mixer, embed_label."""
 
@@ -57,9 +61,9 @@ def check_start(folder: Path, now: ModelSettings) -> None:
         old, new = getattr(before, key), getattr(now, key)
         if old != new:
             raise UserError(f"{what} are of another model: {key} {old}, expected {new}: {remedy.format(old)}")
-    for key in READ_BY:
+    for key in (*READ_BY, *(MIXER_READ_BY if before.mixer == now.mixer else ())):
         old, new = getattr(before, key), getattr(now, key)
-        if None not in (old, new) and old != new and (key != "heads" or before.mixer == now.mixer):
+        if None not in (old, new) and old != new:
             raise UserError(
                 f"model.{key} is {show(new)}, but {what} are for {show(old)}: give model.{key}={show(old)}"
             )
@@ -104,7 +108,8 @@ def other_classes(before: int, now: int, names: list[str] | None, names_now: lis
 
 
 def remarks(before: ModelSettings, now: ModelSettings) -> Iterable[str]:
-    """What the names of parameters do not say: positions, and an MLP that another setting would take."""
+    """What the names of parameters do not say: positions, an MLP that another setting would take, how far scans go, and
+    where an auxiliary head reads."""
     grids = [f"{side}x{side}" for side in (s.input_size // s.patch_size for s in (before, now))]
     if before.position != now.position:
         yield f"positions: {now.position}, the weights are for {before.position}"
@@ -116,6 +121,10 @@ def remarks(before: ModelSettings, now: ModelSettings) -> Iterable[str]:
     if differing and None not in (before.mlp, now.mlp):
         settings = " ".join(f"model.{key}={getattr(before, key)}" for key in differing)
         yield f"the MLPs are begun anew: {settings} would take them"
+    for key in (*(REACH if before.mixer == now.mixer else ()), "auxiliary_head"):
+        old, new = getattr(before, key), getattr(now, key)
+        if None not in (old, new) and old != new:
+            yield f"model.{key} is {new}, the weights are for {old}"
 
 
 @dataclass

@@ -68,15 +68,18 @@ def test_a_copy_and_a_mirrored_copy_are_found_and_come_first(corner, pictures, t
 def test_distances_are_those_of_the_definition(monkeypatch):
     monkeypatch.setattr(neighbours, "ROWS", 3)  # several parts, the last of them shorter
     rng = np.random.default_rng(0)
-    samples, mirrored, real = (rng.normal(size=(n, 5)).astype(np.float32) for n in (7, 7, 10))
-    found = neighbours.find(samples, mirrored, real, 4)
-    plain = np.minimum(
-        *(np.linalg.norm(x[:, None].astype(float) - real, axis=2) for x in (samples, mirrored))
-    )
+    samples, real, mirrored = (rng.normal(size=(n, 5)).astype(np.float32) for n in (7, 10, 10))
+    found = neighbours.find(samples, real, mirrored, 4)
+
+    def plain_distances(points):
+        ways = [np.linalg.norm(points[:, None].astype(float) - other, axis=2) for other in (real, mirrored)]
+        return np.minimum(*ways)
+
+    plain = plain_distances(samples)
     order = plain.argsort(axis=1)[:, :4]
     assert (found.numbers == order).all()
     np.testing.assert_allclose(found.distances, np.take_along_axis(plain, order, axis=1), rtol=1e-9)
-    among = np.linalg.norm(real[:, None].astype(float) - real, axis=2) + np.diag(np.full(10, np.inf))
+    among = plain_distances(real) + np.diag(np.full(10, np.inf))
     np.testing.assert_allclose(found.real, among.min(axis=1), rtol=1e-9)
     assert found.limit == pytest.approx(np.quantile(among.min(axis=1), 0.01))
 

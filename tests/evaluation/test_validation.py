@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from gspn_dit.data import describe_dataset
 from gspn_dit.data.mnist import Digits
 from gspn_dit.data.order import EpochOrder
 from gspn_dit.errors import UserError
@@ -298,3 +299,14 @@ def test_help_shows_an_example(capsys):
         validation.main(["--help"])
     shown = capsys.readouterr().out
     assert "runs/cifar10_cpu --images 2000" in shown and "(default: ema)" in shown
+
+
+def test_runs_on_digits_for_tuning_and_on_others_are_not_compared():
+    losses = Losses(np.ones(3), times(np.arange(3)))
+    runs = [
+        validation.Measured("a", 1, 1, "hash", "flow", describe_dataset(Digits("heldout", tuning)), losses)
+        for tuning in (False, True)
+    ]
+    validation.check_comparable(runs[:1] * 2)
+    with pytest.raises(UserError, match="a and a differ in their held-out: nothing to compare"):
+        validation.check_comparable(runs)

@@ -209,7 +209,7 @@ def test_scoring_refuses_what_the_network_or_the_preset_has_not(flow_run, option
     [
         ({"cfg_scale": None}, None, ""),
         ({"cfg_scale": 1.0}, "none", "none"),
-        ({"cfg_scale": 1.5, "cfg_interval": [0, 1]}, "1.5 for t in [0, 1]", "cfg 1.5"),
+        ({"cfg_scale": 1.5, "cfg_interval": [0, 1]}, "1.5 for t in [0, 1]", "cfg 1.5 for t in [0, 1]"),
         ({"cfg_scale": 1.0, "internal_guidance": 1.4}, "internal 1.4", "internal 1.4"),
         ({"cfg_scale": 1.5, "internal_guidance": 1.4}, "1.5, internal 1.4", "cfg 1.5, internal 1.4"),
         ({"cfg_scale": 1.0, "guide": "0123456789", "guide_scale": 2.1}, "2.1 by 01234567", "guide 2.1"),

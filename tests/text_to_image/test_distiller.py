@@ -91,6 +91,22 @@ def test_a_teacher_of_velocity_is_learned_as_one(distil_yaml, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_noise_is_that_of_the_step_whatever_the_precision(kind, distil_yaml, tmp_path):
+    save_teacher(tmp_path / "latent", vae=True, prediction_type=kind)
+    overrides = [f"teacher={tmp_path / 'latent'}"]
+    trainer = Distiller(load_distil_config(distil_yaml, overrides), torch.device("cpu"))
+    batch = trainer.batches.step(0)[0]
+    plain = trainer.losses.noised(batch)
+    seen = []
+    trainer.student.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = trainer.losses.noised(batch)
+        trainer.losses(batch)
+    for found, expected in zip((*half, *seen), (*plain, plain[0]), strict=True):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("vae", [False, True])
 def test_a_resumed_run_is_the_uninterrupted_one(vae, distil_run, tmp_path):
     if vae:

@@ -1,6 +1,7 @@
 """Large pictures: the ladder of sizes, steps that are kept, what is refused; and a run as a pipeline's folder."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from PIL import Image
 
 from gspn_dit.errors import UserError
 from gspn_dit.text_to_image import export, sample, upscaling
+from gspn_dit.text_to_image.distil_config import load_distil_config
 from gspn_dit.text_to_image.large_memory import unet_peak
 from gspn_dit.text_to_image.replacement import GSPNUNet2DConditionModel, replace_self_attention
 from gspn_dit.text_to_image.student import load_distilled
-from gspn_dit.text_to_image.system import load_system
-from gspn_dit.text_to_image.texts import RandomWords
+from gspn_dit.text_to_image.system import find_system, load_system
+from gspn_dit.text_to_image.texts import PipelineTexts, RandomWords
 from gspn_dit.text_to_image.upscaling import ladder
 from tests.text_to_image.tiny import make_unet, save_teacher
 
@@ -161,6 +163,35 @@ def test_words_have_their_own_vectors():
     assert not torch.equal(
         states[0, 1], RandomWords(dim=5, length=3, seed=1)(["red"], (8, 8))["encoder_hidden_states"][0, 1]
     )
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_the_empty_caption_is_what_sdxl_guides_by(zeros):
+    def encode_prompt(captions, **options):
+        return torch.ones(len(captions), 3, 5), None, torch.ones(len(captions), 4), None
+
+    pipeline = SimpleNamespace(
+        encode_prompt=encode_prompt,
+        config={"force_zeros_for_empty_prompt": zeros},
+        to=lambda device: pipeline,
+    )
+    found = PipelineTexts(pipeline, "cpu")(["a fox", "", "an owl"], (8, 8))
+    kept = torch.tensor([1.0, 0.0 if zeros else 1.0, 1.0])
+    assert torch.equal(found["encoder_hidden_states"], kept.view(3, 1, 1).expand(3, 3, 5))
+    assert torch.equal(found["added_cond_kwargs"]["text_embeds"], kept.view(3, 1).expand(3, 4))
+    assert found["added_cond_kwargs"]["time_ids"].tolist() == [[8, 8, 0, 0, 8, 8]] * 3
+
+
+def test_an_export_keeps_the_settings_of_its_pipeline(distil_run, tmp_path):
+    index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": False}
+    parts = {"scheduler": ["diffusers", "DDPMScheduler"], "feature_extractor": ["transformers", "Other"]}
+    run = distil_run("run")
+    teacher = find_system(load_distil_config(run / "config.yaml").teacher)
+    (teacher / "model_index.json").write_text(json.dumps(index | parts))
+    export.export(run, tmp_path / "pipeline")
+    written = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
+    assert {key: written[key] for key in index} == index
+    assert written["scheduler"] == parts["scheduler"] and written["feature_extractor"] == [None, None]
 
 
 def test_text_encoders_without_transformers_are_one_line(tmp_path, monkeypatch):

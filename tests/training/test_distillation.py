@@ -1,6 +1,7 @@
 """Runs with a teacher: what it adds to the loss, that nothing else changes, and which teachers are refused."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from gspn_dit.data.mnist import Digits
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation.validation import Validator
 from gspn_dit.training import trainer
+from gspn_dit.training.distillation import check_data
 from gspn_dit.training.trainer import Trainer, train
 from tests.conftest import TINY
 from tests.training.run_state import final_state, log_rows
@@ -284,6 +286,23 @@ def test_a_teacher_of_other_images_is_refused(train_run, teacher, monkeypatch, c
             monkeypatch.setattr(Digits, name, value, raising=False)
     found = refused(monkeypatch, train_run, f"train.teacher={teacher}", "train.validation_images=0")
     assert message in found
+
+
+def test_a_teacher_of_digits_that_are_held_out_now_is_refused(train_run, teacher, monkeypatch):
+    found = refused(
+        monkeypatch, train_run, f"train.teacher={teacher}", "data.tuning=true", "train.validation_images=0"
+    )
+    assert "was trained with another data.tuning, on digits that are held out now" in found
+
+
+@pytest.mark.parametrize("key", ["weights_hash", "scale", "shift"])
+def test_a_teacher_of_other_latents_is_refused(key):
+    made = {"class_names": ["a"], "weights_hash": "0123456789abcdef", "scale": 0.18215, "shift": 0.0}
+    other = {"weights_hash": "fedcba9876543210", "scale": 0.13025, "shift": 0.1}
+    check_data(Path("teacher"), made, made)
+    check_data(Path("teacher"), {name: value for name, value in made.items() if name != key}, made)
+    with pytest.raises(UserError, match=rf"on latents made otherwise \({key} .* than those of data.path"):
+        check_data(Path("teacher"), made | {key: other[key]}, made)
 
 
 def test_another_teacher_within_a_run_is_refused(train_run, taught, teacher, tmp_path):

@@ -228,6 +228,11 @@ def test_a_start_that_differs_is_resumed_to_the_bit(train_run, dit):
         (("model.norm=rms",), "model.norm is rms, but the weights of"),
         (("model.time_scale=1.0",), "are for 1000.0: give model.time_scale=1000.0"),
         (("model.mlp_norm_eps=1.0e-5",), "are for 1e-06: give model.mlp_norm_eps=1e-06"),
+        (("model.module=paper",), "are for normed: give model.module=normed"),
+        (("model.local_path=norm",), "are for none: give model.local_path=none"),
+        (("model.scan=identity",), "are for lines: give model.scan=lines"),
+        (("model.normalization=sigmoid",), "are for row_stochastic: give model.normalization=row_stochastic"),
+        (("model.scan_order=sequential",), "are for parallel: give model.scan_order=parallel"),
     ],
 )
 def test_what_cannot_fit_is_one_line_before_the_work(train_run, monkeypatch, overrides, message):
@@ -237,6 +242,14 @@ def test_what_cannot_fit_is_one_line_before_the_work(train_run, monkeypatch, ove
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         train_run("other", f"train.init_from={first}", *overrides)
     assert message in str(caught.value)
+
+
+def test_how_far_scans_go_may_change_and_is_told(train_run, capsys):
+    first = train_run("first", FAST)
+    train_run("local", f"train.init_from={first}", "model.global_blocks=0", "model.segment=4", *STILL)
+    said = capsys.readouterr().out
+    assert "model.global_blocks is 0, the weights are for 1" in said
+    assert "model.segment is 4, the weights are for 2" in said
 
 
 def test_other_channels_and_heads_are_refused(train_run, dit, monkeypatch):
