@@ -146,15 +146,15 @@ def draw_losses(settings: list[tuple[str, Setting]], path: Path) -> None:
     save(figure, path)
 
 
-def draw_noise(panels: list[tuple[str, dict[str, list[float]]]], path: Path) -> None:
-    """Loss against a base's by noise: for each grid, a curve for each network over equal parts of t."""
+def draw_noise(panels: list[tuple[str, dict[str, list[float]]]], base: str, path: Path) -> None:
+    """Loss against that of `base` by noise: for each panel, a curve for each network over equal parts of t."""
     figure = Figure(figsize=(5 * len(panels), 3.8), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for label, shares in curves.items():
             middles = [(i + 0.5) / len(shares) for i in range(len(shares))]
             axes.plot(middles, [100 * share for share in shares], "o-", label=label)
         axes.axhline(0, color="0.5", linewidth=1)
-        axes.set(xlabel="t (0: data, 1: noise)", title=title, ylabel="loss against the scan left out, %")
+        axes.set(xlabel="t (0: data, 1: noise)", title=title, ylabel=f"loss against {base}, %")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     save(figure, path)

@@ -112,7 +112,9 @@ def distil_section(distil: Distil, folder: Path) -> Section:
         if setting and base and setting is not base
     }
     if curves:
-        charts.draw_noise([("against from scratch", curves)], folder / f"{NAME}.png")
+        charts.draw_noise(
+            [("taught by a DiT", curves)], "learning from the images alone", folder / f"{NAME}.png"
+        )
         pictures.append(f"{NAME}.png")
     head = ("network", "seeds", "images", "parameters", *COLUMNS, "images/s, training")
     study = distil.plan.study

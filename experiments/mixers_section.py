@@ -352,7 +352,7 @@ def mixers_section(mixers: Mixers, folder: Path) -> Section:
     pictures = []
     panels = noise_curves(mixers)
     if panels:
-        charts.draw_noise(panels, folder / "mixers.png")
+        charts.draw_noise(panels, "the scan left out", folder / "mixers.png")
         pictures.append("mixers.png")
     if mixers.reach:
         charts.draw_reach(mixers.reach, folder / "mixers-reach.png")
