@@ -70,7 +70,7 @@ def release(run: str | Path, folder: str | Path, limit: float | None = None) -> 
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `UserError` for a folder in which a release would overwrite what is no release."""
+    """Raise `UserError` for a folder that holds something else: a release would overwrite it, or --push publish it."""
     state = folder / "state.json"
     if state.exists():
         content = read_json(state)
@@ -84,6 +84,9 @@ def check_folder(folder: Path) -> None:
             raise UserError(
                 f"FOLDER {folder} holds {name}, which a release would overwrite: give a new folder"
             )
+    others = sorted(path.name for path in folder.glob("[!.]*"))
+    if others:
+        raise UserError(f"FOLDER {folder} holds {others[0]}, which is of no release: give a new folder")
 
 
 def check_size(model: nn.Module, run: str | Path, limit: float | None) -> None:

@@ -37,7 +37,7 @@ def depthwise_conv(
     x, weight, bias = autocast(x, weight, bias)
     check_conv(x, weight, bias, activation)
     require_backend("x", x)
-    tensors = (x.contiguous(), weight.contiguous(), bias)
+    tensors = (x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous())
     return torch.ops.gspn.conv(*tensors, activation == "relu_squared", False)[0]
 
 

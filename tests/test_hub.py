@@ -92,6 +92,19 @@ def test_two_releases_into_one_folder(train_run, tmp_path):
     assert {path.name for path in (tmp_path / "release").iterdir()} == set(FILES)
 
 
+def test_a_folder_of_other_things_takes_no_release(train_run, tmp_path):
+    run = train_run("run")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "private.jpg").touch()
+    with pytest.raises(
+        UserError, match=r"pictures holds private\.jpg, which is of no release: give a new folder"
+    ):
+        hub.main([str(run), str(tmp_path / "pictures")])
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["private.jpg"]
+    (tmp_path / "clone" / ".git").mkdir(parents=True)
+    assert hub.main([str(run), str(tmp_path / "clone")]) == 0
+
+
 def test_hub_id_is_downloaded(train_run, tmp_path, monkeypatch):
     """The hub itself is out of reach of tests: its client is replaced by a folder."""
     release = hub.release(train_run("run"), tmp_path / "release")

@@ -7,7 +7,7 @@ from typing import Any
 
 from gspn_dit import errors
 from gspn_dit.errors import UserError, require_packages
-from gspn_dit.files import check_output, home_folder, home_path, replacing, write_json
+from gspn_dit.files import check_output, home_folder, home_path, refuse_inputs, replacing, write_json
 from gspn_dit.names import printable
 
 EPILOG = """\
@@ -56,8 +56,13 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{arguments.run} is no run: expected a folder that gspn_dit.classification.train made"
         )
+    # Speed: `--help` answers without waiting for torch.
+    from gspn_dit.checkpoint import find_checkpoint, parts_of_run
+
+    inputs = [*parts_of_run(find_checkpoint(arguments.run)), ("FOLDER", arguments.folder)]
     for path in (arguments.json, arguments.json.with_suffix(".png")):
         check_output("--json", path)
+        refuse_inputs("--json", path, inputs)
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:

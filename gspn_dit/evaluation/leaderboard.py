@@ -92,7 +92,8 @@ def guidance(settings: dict) -> str:
     interval = f" for t in {settings['cfg_interval']}" if settings.get("cfg_interval") else ""
     parts = [] if scale in (None, 1) else [f"cfg {scale:g}{interval}"]
     parts += [] if internal in (None, 1) else [f"internal {internal:g}"]
-    parts += [f"guide {settings['guide_scale']:g}"] if settings.get("guide") else []
+    if settings.get("guide"):
+        parts.append("guide" if settings["guide_scale"] is None else f"guide {settings['guide_scale']:g}")
     return ", ".join(parts) or ("" if scale is None else "none")
 
 

@@ -41,13 +41,14 @@ class Neighbours:
 
     @property
     def limit(self) -> float:
-        """The distance below which a sample is a near-copy."""
-        return float(np.quantile(self.real, QUANTILE))
+        """The distance below which a sample is a near-copy; training pictures that are there twice do not count."""
+        apart = self.real[self.real > 0]
+        return float(np.quantile(apart, QUANTILE)) if len(apart) else 0.0
 
     @property
     def copies(self) -> np.ndarray:
         """Which samples are near-copies, (n,) bool."""
-        return self.distances[:, 0] < self.limit
+        return (self.distances[:, 0] < self.limit) | (self.distances[:, 0] == 0)
 
 
 class Mirrored:
@@ -62,7 +63,9 @@ class Mirrored:
         return len(self.images)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(self.images.read(start, stop)[:, :, ::-1])
+        return self.images.read(start, stop)[
+            :, :, ::-1
+        ].copy()  # which leaves no negative stride, whatever the width
 
 
 def distances(
@@ -160,8 +163,8 @@ EPILOG = """\
 example:
   python -m gspn_dit.evaluation.neighbours samples.npz --images pictures --features efficientnet
 
-The pictures are cut to the size of the samples, as training does. Where training pictures are there twice, they are as
-near to each other as a copy is: remove those first.
+The pictures are cut to the size of the samples, as training does. Training pictures that are there twice do not count
+where distances among them are measured.
 """
 
 
@@ -198,6 +201,12 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')} {value}: expected at least 1")
     if Path(arguments.out).suffix.lower() != ".png":
         raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
+    if arguments.json and Path(arguments.json).suffix.lower() == ".png":
+        raise UserError(f"--json {arguments.json}: expected a name that does not end in .png")
+    if arguments.inception_weights and arguments.features != "inception":
+        raise UserError(
+            f"--inception-weights has no effect on --features {arguments.features}: leave out one"
+        )
     inputs = [("SAMPLES", Path(arguments.samples)), ("--images", Path(arguments.images))]
     for option, path in (("--out", arguments.out), ("--json", arguments.json)):
         if path is not None:

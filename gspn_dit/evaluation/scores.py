@@ -330,5 +330,6 @@ def guidance(settings: dict) -> str | None:
     if internal and internal != 1:
         parts.append(f"internal {internal:g}")
     if guide:
-        parts.append(f"{settings['guide_scale']:g} by {guide[:8]}")
+        scale = settings["guide_scale"]
+        parts.append(f"{'' if scale is None else f'{scale:g} '}by {guide[:8]}")
     return ", ".join(parts) or (scale and "none")

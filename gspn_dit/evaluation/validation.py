@@ -9,6 +9,7 @@ training: that of image i is the fractional part of (i + 1/2) / 1.618..., so tha
 import argparse
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from gspn_dit import errors
-from gspn_dit.checkpoint import load_model, read_state
+from gspn_dit.checkpoint import find_checkpoint, load_model, parts_of_run, read_state
 from gspn_dit.config import DataConfig
 from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.data.batches import Batch, chunks, normal
@@ -29,7 +30,7 @@ from gspn_dit.data.order import EpochOrder
 from gspn_dit.data.pixels import held_out_pixels
 from gspn_dit.diffusion import create_diffusion
 from gspn_dit.errors import UserError
-from gspn_dit.files import check_output, home_path, write_json
+from gspn_dit.files import check_output, home_path, refuse_inputs, write_json
 from gspn_dit.latents.dataset import LatentDataset
 from gspn_dit.processes import connect
 from gspn_dit.random import VALIDATION
@@ -160,6 +161,10 @@ def measure(run: str, arguments: argparse.Namespace, accelerator: Accelerator) -
     model, config, info = load_model(run, ema=arguments.weights == "ema", device=accelerator.device)
     data = config.data
     if arguments.data:
+        if data.kind == "mnist":
+            raise UserError(
+                f"--data {arguments.data}: {run} is of digits, whose own are held out: leave it out"
+            )
         data = dataclasses.replace(
             data, **{"validation" if data.kind == "latents" else "path": arguments.data}
         )
@@ -295,6 +300,8 @@ def check(arguments: argparse.Namespace) -> None:
         arguments.edges = (low, high)
     if arguments.json:
         check_output("--json", arguments.json, in_place=True)
+        for run in filter(os.path.exists, arguments.runs):
+            refuse_inputs("--json", arguments.json, parts_of_run(find_checkpoint(run)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

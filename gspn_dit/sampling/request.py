@@ -134,9 +134,10 @@ class Resolved:
             return
         guide = Path(request.guide)
         state = read_state(guide)
-        guiding = state["model"]
-        found = {key: guiding[key] for key in GUIDE_FITS}
-        found["objective"] = load_config(guide / "config.yaml").diffusion.objective
+        objective = load_config(
+            guide / "config.yaml"
+        ).diffusion.objective  # which says what is no diffusion model
+        found = {key: state["model"][key] for key in GUIDE_FITS} | {"objective": objective}
         expected = {key: model[key] for key in GUIDE_FITS} | {"objective": self.config.diffusion.objective}
         for key, value in expected.items():
             if found[key] != value:
@@ -147,7 +148,7 @@ class Resolved:
             raise UserError(
                 f"--guide {guide} was trained {how} than those of {request.run}: give one trained on the same latents"
             )
-        position = resolve_settings(**guiding).position
+        position = resolve_settings(**state["model"]).position
         if request.size is not None and position != "none":
             raise UserError(
                 f"--size is for networks without positions; --guide {guide} has position {position!r}"

@@ -61,9 +61,12 @@ def find_teacher(config: Config, settings: ModelSettings, dataset: Dataset) -> T
         folder = find_checkpoint(train.teacher)
     except UserError as error:
         raise UserError(f"train.teacher: {error}") from error
+    objective = load_config(
+        folder / "config.yaml"
+    ).diffusion.objective  # which says what is no diffusion model
     state = read_state(folder)
     theirs = resolve_settings(**state["model"])
-    check_fits(folder, theirs, settings, config)
+    check_fits(folder, objective, theirs, settings, config)
     check_data(folder, state.get("dataset", {}), describe_dataset(dataset))
     differing = [key for key in BLOCKS_FIT if getattr(theirs, key) != getattr(settings, key)]
     if differing and train.teacher_blocks_weight:
@@ -78,11 +81,12 @@ def find_teacher(config: Config, settings: ModelSettings, dataset: Dataset) -> T
     return Teacher(folder, state["files"][weights_name(state, ema=True)]["sha256"], **weights)
 
 
-def check_fits(folder: Path, theirs: ModelSettings, settings: ModelSettings, config: Config) -> None:
+def check_fits(
+    folder: Path, objective: str, theirs: ModelSettings, settings: ModelSettings, config: Config
+) -> None:
     """Raise `UserError` for a teacher that predicts something else, or cannot be asked the same."""
     expected = {"objective": config.diffusion.objective, **{key: getattr(settings, key) for key in FITS}}
-    found = {"objective": load_config(folder / "config.yaml").diffusion.objective}
-    found |= {key: getattr(theirs, key) for key in FITS}
+    found = {"objective": objective, **{key: getattr(theirs, key) for key in FITS}}
     for key, value in expected.items():
         if found[key] != value:
             raise UserError(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gspn_dit.checkpoint import read_state, weights_file
+from gspn_dit.config import load_config
 from gspn_dit.data import Dataset
 from gspn_dit.errors import UserError
 from gspn_dit.models.basics import zero_
@@ -45,6 +46,7 @@ Tensors = dict[str, torch.Tensor]
 def check_start(folder: Path, now: ModelSettings) -> None:
     """Raise `UserError` where the weights in `folder` are of a network of which `now` can take nothing, or has
     another reading."""
+    load_config(folder / "config.yaml")  # which says what is no diffusion model
     before = resolve_settings(**read_state(folder)["model"])
     what = f"the weights of train.init_from {folder}"
     if (before.family == "GSPN") != (now.family == "GSPN"):

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sample
+import train as train_diffusion
 from gspn_dit.checkpoint import latest_checkpoint
 from gspn_dit.classification import evaluate, pictures, train
 from gspn_dit.classification.classifier import load_classifier
@@ -246,9 +247,14 @@ def test_bad_evaluations(train_run, colours, tmp_path):
         ((tmp_path / "nowhere", two), "nowhere is no run"),
         ((run, two, "--batch-size", 0), "--batch-size 0: expected at least 1"),
         ((run, two, "--json", "scores.txt"), "expected a name that ends in .json"),
+        ((run, two, "--json", next(run.glob("checkpoints/*/state.json"))), "lies in the run's checkpoints"),
     ):
         assert message in refused(evaluate.main, *arguments)
-    assert "it is for a classifier" in refused(sample.main, run, "--out", tmp_path / "g.png")
+    for given in ((run,), (ROOT / "pretrained" / "digits", "--guide", run)):
+        assert "it is for a classifier" in refused(sample.main, *given, "--out", tmp_path / "g.png")
+    for key in ("train.init_from", "train.teacher"):
+        settings = (ROOT / "configs" / "demo.yaml", f"run_dir={tmp_path / 'other'}", f"{key}={run}")
+        assert "it is for a classifier" in refused(train_diffusion.main, *settings)
 
 
 def test_a_run_of_another_kind(tmp_path, colours):

@@ -10,6 +10,7 @@ from PIL import Image
 from gspn_dit.errors import UserError
 from gspn_dit.evaluation import neighbours
 from gspn_dit.evaluation.extractors import Features
+from gspn_dit.evaluation.image_sets import ArrayImages
 from tests.evaluation.conftest import random_images
 
 
@@ -114,6 +115,23 @@ def test_what_cannot_be_is_said_before_a_network_is_loaded(
     arguments = [word.replace("PICTURES", str(tmp_path / "pictures")) for word in arguments]
     with pytest.raises(UserError, match=message):
         run(tmp_path, random_images(3, seed=2, size=8), *arguments)
+
+
+def test_training_pictures_that_are_there_twice_do_not_hide_copies(corner, pictures, tmp_path, capsys):
+    Image.fromarray(pictures[0]).save(tmp_path / "pictures" / "class0" / "again.png")
+    found = run(tmp_path, np.concatenate([pictures[3:5], random_images(2, seed=2, size=8)]))
+    assert found["copies"] == 2 and found["limit"] > 0
+    assert "near-copies, nearer than that: 2 of 4" in capsys.readouterr().out
+
+
+def test_one_output_does_not_replace_the_other(pictures, tmp_path):
+    with pytest.raises(UserError, match=r"--json .*near\.png: expected a name that does not end in"):
+        run(tmp_path, pictures[:2], "--json", str(tmp_path / "near.png"))
+
+
+def test_pictures_one_pixel_wide_are_mirrored():
+    images = neighbours.Mirrored(ArrayImages(np.zeros((2, 1, 1, 3), np.uint8), "dots")).read(0, 2)
+    assert torch.from_numpy(images).shape == (2, 1, 1, 3)
 
 
 def test_samples_must_be_square(corner, pictures, tmp_path):

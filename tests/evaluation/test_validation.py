@@ -294,6 +294,24 @@ def test_two_processes_of_the_command_measure_as_one(train_run, tmp_path):
     np.testing.assert_allclose(two["runs"][0]["values"], one["runs"][0]["values"], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "config.yaml", "checkpoints/step_00000010/model.safetensors"]
+)
+def test_the_command_writes_over_nothing_of_a_run(train_run, name):
+    run_dir = train_run("run")
+    before = (run_dir / name).read_bytes()
+    with pytest.raises(
+        UserError, match=r"^--json .* (is a record of the run itself|lies in the run's checkpoints)"
+    ):
+        measure(run_dir, "--images", 3, path=run_dir / name)
+    assert (run_dir / name).read_bytes() == before
+
+
+def test_other_digits_cannot_be_given(train_run, tmp_path):
+    with pytest.raises(UserError, match=r"^--data elsewhere: .* is of digits, whose own are held out"):
+        measure(train_run("run"), "--data", "elsewhere", path=tmp_path / "v.json")
+
+
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         validation.main(["--help"])

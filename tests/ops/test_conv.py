@@ -88,7 +88,7 @@ def test_non_contiguous_inputs_and_gradient(activation, device):
     strided = [
         x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_(),
         weight.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_(),
-        bias,
+        bias.detach().repeat_interleave(2)[::2].requires_grad_(),
     ]
     compare(strided, activation)
     (dx,) = torch.autograd.grad(depthwise_conv(*strided, activation).transpose(1, 2).sum(), strided[0])
