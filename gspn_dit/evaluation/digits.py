@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
@@ -83,19 +84,27 @@ def to_digits(images: np.ndarray) -> np.ndarray:
 
 
 def load_classifier() -> DigitClassifier:
-    """The trained classifier, in eval mode, from the cache; trained first where the cache has none."""
+    """The trained classifier, in eval mode, from the cache; trained first where the cache has none that is whole."""
     classifier = DigitClassifier()
     path = cached_path()
-    if not path.exists():
+    if not is_whole(path):
         with claimed_file(path, wait=True):
             make_classifier(path)
     classifier.load_state_dict(read_tensors(path))
     return classifier.eval()
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file of the cache is there and can be read."""
+    try:
+        return path.exists() and bool(read_tensors(path))
+    except (OSError, SafetensorError):
+        return False
+
+
 def make_classifier(path: Path) -> None:
     """Train the classifier and write its weights, unless another process has done so meanwhile."""
-    if not path.exists():
+    if not is_whole(path):
         trained = train_classifier()
         with replacing(path) as file:
             file.write(save(trained.state_dict()))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 from gspn_dit.data.images import list_images
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.digits import one_thread
+from gspn_dit.evaluation.digits import is_whole, one_thread
 from gspn_dit.evaluation.extractors import Network
 from gspn_dit.evaluation.features import extract
 from gspn_dit.evaluation.image_sets import FolderImages
@@ -85,7 +85,7 @@ def load_linear(
     images = FolderImages(folder, crop)
     labels = folder_labels(folder, class_names(folder))
     path = cache_path(images, labels, network) if accelerator.is_main_process else None
-    (found,) = broadcast_object_list([path is not None and path.exists()])
+    (found,) = broadcast_object_list([path is not None and is_whole(path)])
     if not found:
         numbers = kept_numbers(len(images))
         label = "features to classify by"

@@ -54,6 +54,14 @@ def test_the_classifier_is_made_once(digit_cache, monkeypatch):
         digits.load_classifier()
 
 
+def test_a_damaged_cache_is_made_anew(digit_cache, monkeypatch, classifier):
+    whole = digits.cached_path().read_bytes()
+    digits.cached_path().write_bytes(whole[:100])
+    monkeypatch.setattr(digits, "train_classifier", lambda: classifier)
+    digits.load_classifier()
+    assert digits.cached_path().read_bytes() == whole
+
+
 def test_the_classifier_that_another_process_makes_is_waited_for(digit_cache, monkeypatch):
     monkeypatch.setattr(digits, "train_classifier", None)
     path = digits.cached_path()

@@ -270,3 +270,12 @@ def test_crop_is_refused_where_it_means_nothing(colours, samples, photographs, t
     reference = photographs / "test" if "squares" in message else samples
     with pytest.raises(UserError, match=message):
         score(samples, "--reference", reference, "--features", "efficientnet", "--crop", tmp_path / "1")
+
+
+def test_a_damaged_classifier_in_the_cache_is_fitted_anew(colours, samples, photographs, tmp_path, own_cache):
+    first = scored(samples, photographs / "test", tmp_path / "1")
+    (kept,) = own_cache.glob("linear-*.safetensors")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:50])
+    assert scored(samples, photographs / "test", tmp_path / "2")["accuracy"] == first["accuracy"]
+    assert kept.read_bytes() == whole
