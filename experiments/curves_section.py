@@ -233,7 +233,7 @@ def curves_section(curves: Curves, folder: Path) -> Section:
         "without its response norm), read out as the mean of all tokens and that of the two at the marks; the MLPs' "
         f"width makes parameters equal. AdamW at {recipe.learning_rate:g} with a cosine, batches of "
         f"{recipe.batch_size}, the same for all; beside the picture's label every token of a curve is to tell how many "
-        f"marks are on its curve: without that nothing was learned in short trials. "
+        "marks are on its curve: without that nothing was learned in short trials. "
         f"{len(results)} of {planned} trainings are in ({hours:.1f} hours of one core). Speeds "
         "are medians of rounds in which all take turns, on one thread, with the ratio to GSPN's; "
         f"accuracy over L and over corners is that of all seeds' pictures. "

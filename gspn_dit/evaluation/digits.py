@@ -87,24 +87,26 @@ def load_classifier() -> DigitClassifier:
     """The trained classifier, in eval mode, from the cache; trained first where the cache has none that is whole."""
     classifier = DigitClassifier()
     path = cached_path()
-    if not is_whole(path):
+    tensors = read_cached(path)
+    if tensors is None:
         with claimed_file(path, wait=True):
             make_classifier(path)
-    classifier.load_state_dict(read_tensors(path))
+        tensors = read_tensors(path)
+    classifier.load_state_dict(tensors)
     return classifier.eval()
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a file of the cache is there and can be read."""
+def read_cached(path: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors in a file of the cache; None where it is absent or damaged, and to be made anew."""
     try:
-        return path.exists() and bool(read_tensors(path))
+        return read_tensors(path) if path.exists() else None
     except (OSError, SafetensorError):
-        return False
+        return None
 
 
 def make_classifier(path: Path) -> None:
     """Train the classifier and write its weights, unless another process has done so meanwhile."""
-    if not is_whole(path):
+    if read_cached(path) is None:
         trained = train_classifier()
         with replacing(path) as file:
             file.write(save(trained.state_dict()))

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from gspn_dit.data.images import list_images
 from gspn_dit.errors import UserError
-from gspn_dit.evaluation.digits import is_whole, one_thread
+from gspn_dit.evaluation.digits import one_thread, read_cached
 from gspn_dit.evaluation.extractors import Network
 from gspn_dit.evaluation.features import extract
 from gspn_dit.evaluation.image_sets import FolderImages
@@ -85,16 +85,17 @@ def load_linear(
     images = FolderImages(folder, crop)
     labels = folder_labels(folder, class_names(folder))
     path = cache_path(images, labels, network) if accelerator.is_main_process else None
-    (found,) = broadcast_object_list([path is not None and is_whole(path)])
+    tensors = read_cached(path) if path else None
+    (found,) = broadcast_object_list([tensors is not None])
     if not found:
         numbers = kept_numbers(len(images))
         label = "features to classify by"
         statistics = extract(images.subset(numbers), network, accelerator, batch_size=batch_size, label=label)
         if statistics is not None:
-            fitted = fit(statistics.features, labels[numbers])
+            tensors = vars(fit(statistics.features, labels[numbers]))
             with replacing(path) as file:
-                file.write(save(vars(fitted)))
-    return LinearClassifier(**load_file(path)) if accelerator.is_main_process else None
+                file.write(save(tensors))
+    return LinearClassifier(**tensors) if tensors is not None else None
 
 
 def cache_path(images: FolderImages, labels: np.ndarray, network: Network) -> Path:

@@ -63,9 +63,8 @@ class Mirrored:
         return len(self.images)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.images.read(start, stop)[
-            :, :, ::-1
-        ].copy()  # which leaves no negative stride, whatever the width
+        # A copy leaves no negative stride, which torch refuses, whatever the width.
+        return self.images.read(start, stop)[:, :, ::-1].copy()
 
 
 def distances(
@@ -128,9 +127,8 @@ def measure(
     options = Options(features=arguments.features, inception_weights=arguments.inception_weights)
     if options.features == "digits":
         check_digits(samples.name, samples.size)
-    with (
-        accelerator.main_process_first()
-    ):  # the first may have to download the weights, or train the classifier
+    # The first may have to download the weights, or train the classifier.
+    with accelerator.main_process_first():
         check_network(options)
         network = create_network(options, accelerator.device)
     parts = [

@@ -61,9 +61,8 @@ def find_teacher(config: Config, settings: ModelSettings, dataset: Dataset) -> T
         folder = find_checkpoint(train.teacher)
     except UserError as error:
         raise UserError(f"train.teacher: {error}") from error
-    objective = load_config(
-        folder / "config.yaml"
-    ).diffusion.objective  # which says what is no diffusion model
+    # First, as it says what is no diffusion model.
+    objective = load_config(folder / "config.yaml").diffusion.objective
     state = read_state(folder)
     theirs = resolve_settings(**state["model"])
     check_fits(folder, objective, theirs, settings, config)
