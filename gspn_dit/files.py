@@ -362,7 +362,8 @@ def describe_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        # NotImplementedError is zipfile's word for a version that it does not know: damage, as a rule.
         return "a zip archive that is cut short or damaged"
     if any(name.endswith("data.pkl") for name in names):
         return "what torch.save wrote"

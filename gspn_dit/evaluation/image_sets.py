@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from gspn_dit.files import content_key, describe_file, sha256
 
 LOSSLESS = {".png", ".apng", ".bmp", ".dib", ".pbm", ".pgm", ".ppm", ".pnm", ".tif", ".tiff", ".tga", ".pcx"}
 """Formats that keep 8-bit RGB as it is; all others count as lossy."""
-# NotImplementedError, a RuntimeError, is zipfile's word for a compression that it does not know.
+# NotImplementedError, a RuntimeError, is zipfile's word for a compression or a version that it does not know.
 DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 """What reading an archive raises when its bytes are not those that were written, or are encrypted."""
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -124,7 +125,7 @@ class FolderImages:
 
     def check_sizes(self) -> None:
         """Raise `UserError` where the first `LOOKED_AT` pictures differ in size; only their headers are read."""
-        for file in self.files[:LOOKED_AT] if self.crop is None else ():
+        for file in self.files[:LOOKED_AT]:
             try:
                 with Image.open(file) as image:
                     size = image.size[::-1]
@@ -201,7 +202,7 @@ class NpzFile:
         self.path = path
         try:
             self.archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise self.no_npz() from error
         entries = [name for name in self.archive.namelist() if name.endswith(".npy")]
         if not entries:
@@ -251,7 +252,7 @@ class NpzFile:
                 else np.lib.format.read_array_header_2_0
             )
             shape, fortran, dtype = read(entry)
-        except ValueError as error:
+        except (ValueError, tokenize.TokenError) as error:
             raise UserError(f"{self.path}: {name} is not an array that numpy wrote") from error
         if dtype.hasobject:
             raise UserError(f"{self.path}: {name} holds pickled Python objects, which are refused")

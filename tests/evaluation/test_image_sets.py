@@ -121,6 +121,21 @@ def encrypted(path):
     path.write_bytes(content)
 
 
+def of_a_later_version(path):
+    """An archive that says that it takes a later zip to read it."""
+    np.savez(path, arr_0=random_images(4, 0))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 255
+    path.write_bytes(content)
+
+
+def open_bracket(path):
+    """An array whose header is no Python."""
+    header = b"{'descr': ('|u1'\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
 def broken_image(path):
     write_folder(path, random_images(2, 0, size=5))
     buffer = io.BytesIO()
@@ -178,6 +193,8 @@ def broken_image(path):
         ("f", broken_image, "999.png cannot be read as an image"),
         ("f", sixteen_bits, "0.png has pixels of mode I;16; expected 8 bits a channel"),
         ("s.npz", encrypted, "is damaged"),
+        ("s.npz", of_a_later_version, "a zip archive that is cut short or damaged; expected an npz, whole"),
+        ("s.npz", open_bracket, "is not an array that numpy wrote"),
         ("s.npz", shorter_than_its_shape, "arr_0 is not as long as its shape (4, 5, 5, 3) says"),
         (
             "s.npz",

@@ -292,7 +292,13 @@ def test_a_teacher_of_digits_that_are_held_out_now_is_refused(train_run, teacher
     found = refused(
         monkeypatch, train_run, f"train.teacher={teacher}", "data.tuning=true", "train.validation_images=0"
     )
-    assert "was trained with another data.tuning, on digits that are held out now" in found
+    assert "was trained without data.tuning, on digits that are held out now" in found
+
+
+def test_a_teacher_of_fewer_digits_may_teach():
+    tuned = {"class_names": ["a"], "digits": "for tuning"}
+    check_data(Path("teacher"), tuned, {"class_names": ["a"]})
+    check_data(Path("teacher"), tuned, tuned)
 
 
 @pytest.mark.parametrize("key", ["weights_hash", "scale", "shift"])
