@@ -156,6 +156,22 @@ def test_trainings(overrides, message, tiny_yaml, tmp_path, monkeypatch):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.width=18", "model.groups=4"), "model: groups is 4; expected a divisor of the width 18"),
+        (("data.size=33",), "model: input_size is 33; expected a multiple of"),
+    ],
+)
+def test_models_of_images_that_are_not_read_yet(overrides, message, tiny_yaml, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "create_dataset", never)
+    (tmp_path / "images").mkdir()
+    images = ("data.kind=images", f"data.path={tmp_path / 'images'}", "data.size=32")
+    with pytest.raises(UserError) as caught:
+        trainer.train(load_config(tiny_yaml, [*images, *overrides]))
+    assert message in str(caught.value)
+
+
 def test_trainings_that_are_of_another_run(train_run, monkeypatch):
     run = train_run("run")
     for name in ("build_model", "open_decoder", "create_optimizer"):

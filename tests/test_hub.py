@@ -7,13 +7,14 @@ import pytest
 import torch
 from httpx2 import Request, Response
 from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors import SafetensorError
 
 from gspn_dit import create_model, hub
 from gspn_dit.checkpoint import load_model
 from gspn_dit.config import load_config
-from gspn_dit.errors import UserError
+from gspn_dit.errors import UserError, one_line
 from gspn_dit.files import claimed
-from gspn_dit.models import GSPN, DiT
+from gspn_dit.models import GSPN, DiT, weights
 from gspn_dit.models.weights import FILES
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "gspn_b2.yaml"
@@ -33,6 +34,16 @@ def test_saved_model_comes_back(tmp_path, name):
     assert again.config == model.config
     assert not again.training
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError) as caught:
+        create_model("DiT-S/4", **TINY).save_pretrained(tmp_path / "saved")
+    assert one_line(caught.value).startswith("no space left on the disk")
 
 
 def test_class_must_fit(tmp_path):

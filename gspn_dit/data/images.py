@@ -151,6 +151,8 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     if width * height > Image.MAX_IMAGE_PIXELS:
+        if size**2 > Image.MAX_IMAGE_PIXELS:
+            raise UnreadableImage(f"a side of {size} pixels is more than can be made of any picture")
         raise UnreadableImage(f"an aspect ratio of {math.ceil(max(image.size) / min(image.size))}:1")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2

@@ -1,5 +1,6 @@
 """Flow matching on the linear path (arXiv 2210.02747, arXiv 2209.03003): x_t = (1 - t) x_0 + t noise."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -42,7 +43,9 @@ class Flow:
             raise ValueError(
                 f"time_distribution is {time_distribution!r}; expected one of {', '.join(TIME_DISTRIBUTIONS)}"
             )
-        if not time_std > 0:
+        if not math.isfinite(time_mean):
+            raise ValueError(f"time_mean is {time_mean!r}; expected a finite number")
+        if not 0 < time_std < math.inf:
             raise ValueError(f"time_std is {time_std!r}; expected a number above 0")
         check_weight("cosine_weight", cosine_weight)
         check_weight("contrastive_weight", contrastive_weight, below=1)  # of 1 the loss has no minimum

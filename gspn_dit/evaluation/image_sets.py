@@ -26,7 +26,7 @@ DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, Value
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no image, or no whole one."""
 LOOKED_AT = 1_000
-"""Pictures of a folder whose sizes are compared before any work: unlike ones mostly show among them."""
+"""Pictures of a folder whose sizes are compared when it is opened: unlike ones mostly show among them."""
 
 
 class Images(Protocol):
@@ -61,6 +61,8 @@ def open_images(path: str | Path, crop: int | None = None) -> Images:
     if not path.exists():
         raise UserError(f"no such file or folder: {path}; expected an npz or a folder of images")
     images = FolderImages(path, crop) if path.is_dir() else NpzImages(path)
+    if crop is None and isinstance(images, FolderImages):
+        images.check_sizes()
     if len(images) < 2:
         raise UserError(f"{path} holds {len(images)} images: scores need at least 2")
     return images
@@ -148,7 +150,11 @@ class FolderImages:
                 if image.mode[0] in "IF":  # Pillow would clip what is beyond 255
                     raise UserError(f"{file} has pixels of mode {image.mode}; expected 8 bits a channel")
                 return np.array(image.convert("RGB"))
-        except (*UNREADABLE, UnreadableImage) as error:
+        except UnreadableImage as error:
+            raise UserError(
+                f"{file} cannot be read as an image: {error}; remove it or write it again"
+            ) from error
+        except UNREADABLE as error:
             raise UserError(f"{file} cannot be read as an image: remove it or write it again") from error
 
     def key(self) -> str:

@@ -20,7 +20,6 @@ from gspn_dit.evaluation.extractors import Network
 from gspn_dit.evaluation.features import Statistics, extract
 from gspn_dit.evaluation.image_sets import (
     ArrayImages,
-    FolderImages,
     Images,
     NpzFile,
     NpzImages,
@@ -77,12 +76,10 @@ def check_reference(path: str, crop: bool = False) -> tuple[int, int] | None:
         check_statistics(file)
         if "features" in file.names or "arr_0" not in file.names:
             return None
-    images = open_images(path)
     if crop:
+        open_images(path, crop=1)  # any side will do to see whether there are pictures
         return None
-    if isinstance(images, FolderImages):
-        images.check_sizes()
-    return tuple(images.size)
+    return tuple(open_images(path).size)
 
 
 def load_reference(

@@ -1,5 +1,6 @@
 """What describes a model: a name from the registry, and what is set differently from that name's defaults."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -292,7 +293,7 @@ def _check_types(settings: ModelSettings) -> None:
     for key in ("time_scale", "mlp_ratio", "mlp_norm_eps", "label_std"):
         value = getattr(settings, key)
         if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or value <= 0
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
         ):
             raise ValueError(f"model setting {key} is {value!r}; expected a number above 0")
     for key in _BOOLEAN:

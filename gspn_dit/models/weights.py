@@ -6,7 +6,9 @@ silence; takes a pickle where safetensors are missing; and leaves the card of an
 """
 
 import contextlib
+import errno
 import json
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -74,10 +76,20 @@ def refuse_checkpoint(folder: Path) -> None:
 def save_tensors(
     tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file with the permissions of any new file; safetensors gives them to its writer alone."""
+    """Write a safetensors file with the permissions of any new file; safetensors gives them to its writer alone.
+
+    Raises OSError, as other writers do, where there is no space for it.
+    """
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
-    save_file(tensors, path, metadata=metadata)
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        # The library tells the system's error as text alone.
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if f"os error {number})" in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise
     with contextlib.suppress(PermissionError):  # a disk without permissions
         path.chmod(mode)
 

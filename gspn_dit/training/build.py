@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,15 +49,27 @@ def fit_to_data(config: Config, dataset: Dataset, learn_sigma: bool) -> Config:
             raise UserError(
                 f"sample.classes: expected classes from 0 to {dataset.num_classes - 1}, got {label}"
             )
-    try:
-        resolve_settings(**model_settings(config, dataset, learn_sigma))
-    except ValueError as error:
-        raise UserError(f"model: {error}") from error
+    check_model(config, dataset, learn_sigma)
     autoencoder = config.data.autoencoder or dataset.autoencoder
     return dataclasses.replace(config, data=dataclasses.replace(config.data, autoencoder=autoencoder))
 
 
-def model_settings(config: Config, dataset: Dataset, learn_sigma: bool) -> dict[str, Any]:
+def check_before_reading(config: Config, learn_sigma: bool) -> None:
+    """Raise `UserError` for a model that cannot be, while a folder of images, minutes to read, is still unread."""
+    if config.data.kind == "images":
+        shape = SimpleNamespace(size=config.data.size, channels=3, num_classes=1)
+        check_model(config, shape, learn_sigma)
+
+
+def check_model(config: Config, dataset: Dataset | SimpleNamespace, learn_sigma: bool) -> None:
+    """Raise `UserError` for a model that cannot be, of data with this size, these channels and classes."""
+    try:
+        resolve_settings(**model_settings(config, dataset, learn_sigma))
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def model_settings(config: Config, dataset: Dataset | SimpleNamespace, learn_sigma: bool) -> dict[str, Any]:
     """What `create_model` is called with: what the config chooses, and what data and objective decide."""
     return {
         "input_size": dataset.size,

@@ -19,6 +19,7 @@ from gspn_dit.training.build import (
     build_diffusion,
     build_model,
     build_validator,
+    check_before_reading,
     create_accelerator,
     create_dataset,
     create_optimizer,
@@ -39,6 +40,7 @@ class Trainer(Loop):
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         super().__init__(config, accelerator)
         self.diffusion = build_diffusion(config)
+        check_before_reading(config, self.diffusion.learn_sigma)
         self.dataset = create_dataset(config.data)
         self.config = fit_to_data(config, self.dataset, self.diffusion.learn_sigma)
         self.batches = self.create_batches()

@@ -96,6 +96,11 @@ def test_a_small_image_is_enlarged():
     assert center_crop(picture(1, 20, 31), 64).size == (64, 64)
 
 
+def test_a_side_beyond_what_pillow_makes_is_told_as_such():
+    with pytest.raises(UnreadableImage, match="a side of 100000 pixels is more than"):
+        center_crop(picture(1, 20, 31), 100_000)
+
+
 def saved(tmp_path, image, name="image.png", **settings) -> np.ndarray:
     """What read_image makes of an image's file."""
     image.save(tmp_path / name, **settings)

@@ -226,6 +226,8 @@ def test_flow_times():
             "time_distribution is 'beta'; expected one of uniform, logit_normal",
         ),
         ("flow", {"time_std": 0.0}, "time_std is 0.0; expected a number above 0"),
+        ("flow", {"time_std": float("inf")}, "time_std is inf; expected a number above 0"),
+        ("flow", {"time_mean": float("nan")}, "time_mean is nan; expected a finite number"),
     ],
 )
 def test_bad_settings_are_named(objective, settings, message):

@@ -137,7 +137,7 @@ def open_bracket(path):
 
 
 def broken_image(path):
-    write_folder(path, random_images(2, 0, size=5))
+    write_folder(path, random_images(2, 0, size=50))
     buffer = io.BytesIO()
     Image.fromarray(random_images(1, 0, size=50)[0]).save(buffer, format="PNG")
     (path / "999.png").write_bytes(buffer.getvalue()[:200])
@@ -210,6 +210,19 @@ def test_what_cannot_be_read_is_told_in_one_line(name, make, message, tmp_path):
         images = open_images(tmp_path / name)
         images.read(0, len(images))
     assert message in str(caught.value)
+
+
+def test_a_folder_of_unlike_sizes_is_refused_before_it_is_read(tmp_path):
+    mixed_sizes(tmp_path / "f")
+    with pytest.raises(UserError, match=r"999.png is 6x6, the images before it 5x5"):
+        open_images(tmp_path / "f")
+
+
+def test_a_picture_that_cannot_be_cut_is_told_with_its_reason(tmp_path):
+    broken_image(tmp_path / "f")
+    images = open_images(tmp_path / "f", crop=4)
+    with pytest.raises(UserError, match=r"999.png cannot be read as an image: .*truncated.*; remove it"):
+        images.read(0, len(images))
 
 
 def test_a_folder_is_read_by_the_rule_of_encoding(tmp_path):

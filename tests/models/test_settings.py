@@ -107,6 +107,8 @@ def test_groups_follow_the_family():
         ("DiT-S/2", {"width": 64.0}, "width is 64.0; expected an integer"),
         ("DiT-S/2", {"depth": True}, "depth is True; expected an integer"),
         ("DiT-S/2", {"mlp_ratio": -1}, "mlp_ratio is -1; expected a number above 0"),
+        ("DiT-S/2", {"mlp_ratio": float("inf")}, "mlp_ratio is inf; expected a number above 0"),
+        ("DiT-S/2", {"label_std": float("nan")}, "label_std is nan; expected a number above 0"),
         ("DiT-S/2", {"learn_sigma": 1}, "learn_sigma is 1; expected true or false"),
         ("DiT-S/2", {"position": "rope"}, "position is 'rope'; expected one of none, sincos, learned"),
         ("DiT-S/2", {"heads": 7}, "heads is 7; expected a divisor of the width 384"),

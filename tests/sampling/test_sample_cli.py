@@ -89,6 +89,7 @@ def test_labels_decide_guidance_and_averaged_weights(flow_run, tmp_path):
     [
         ("--cfg-scale 0.5", "--cfg-scale 0.5: expected 1.0"),
         ("--cfg-scale nan", "--cfg-scale nan: expected 1.0"),
+        ("--cfg-scale 1e300", "--cfg-scale 1e+300: expected 1.0"),
         ("--steps 0", "--steps 0: expected at least 1"),
         ("--batch-size 0", "--batch-size 0: expected at least 1"),
         ("--seed -1", "--seed -1: expected from 0 to 2**63 - 1"),
