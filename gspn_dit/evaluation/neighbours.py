@@ -19,7 +19,7 @@ from gspn_dit.evaluation.features import extract
 from gspn_dit.evaluation.image_sets import Images, open_images
 from gspn_dit.evaluation.scores import Options, check_digits, check_network, create_network, side
 from gspn_dit.files import check_output, home_path, refuse_inputs, write_json
-from gspn_dit.processes import connect
+from gspn_dit.processes import connect, progress_bar
 from gspn_dit.sampling.grids import save_grid
 
 QUANTILE = 0.01
@@ -71,7 +71,8 @@ def distances(
     points: torch.Tensor, others: torch.Tensor, mirrored: torch.Tensor
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Distances of points (n, d) to the nearer of others (m, d) and mirrored: the first row's number, (rows, m)."""
-    for start in range(0, len(points), ROWS):
+    starts = range(0, len(points), ROWS)
+    for start in progress_bar(iterable=starts, desc="distances", unit=f" x {ROWS} images"):
         part = points[start : start + ROWS]
         yield start, torch.minimum(torch.cdist(part, others), torch.cdist(part, mirrored))
 

@@ -32,7 +32,7 @@ from gspn_dit.diffusion import create_diffusion
 from gspn_dit.errors import UserError
 from gspn_dit.files import check_output, home_path, refuse_inputs, write_json
 from gspn_dit.latents.dataset import LatentDataset
-from gspn_dit.processes import connect
+from gspn_dit.processes import connect, progress_bar
 from gspn_dit.random import VALIDATION
 
 BANDS = ("low", "middle", "high")
@@ -125,10 +125,14 @@ class Validator:
         return Batch(x, y, t, normal(VALIDATION, KEY, numbers, x.shape[1:]))
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, accelerator: Accelerator) -> Losses:
-        """The losses of a network on the accelerator's device; every process must call this and gets all."""
+    def __call__(self, model: nn.Module, accelerator: Accelerator, label: str | None = None) -> Losses:
+        """The losses of a network on the accelerator's device; every process must call this and gets all.
+
+        A `label` is that of a progress bar.
+        """
         values = []
-        for batch in self.batches:
+        hidden = label is None or not accelerator.is_main_process
+        for batch in progress_bar(iterable=self.batches, desc=label, unit=" batches", disable=hidden):
             batch = batch.to(accelerator.device)
             losses = self.diffusion.losses(model, batch.x, batch.t, batch.y, batch.noise)
             values.append(losses["mse"].float())
@@ -190,7 +194,7 @@ def measure(run: str, arguments: argparse.Namespace, accelerator: Accelerator) -
         weights=info["hash"],
         objective=config.diffusion.objective,
         held_out=describe_dataset(held_out),
-        losses=validator(model, accelerator),
+        losses=validator(model, accelerator, label=run),
     )
 
 

@@ -121,14 +121,18 @@ class GSPNDiTPipeline(DiffusionPipeline):
             output_type: "pil", "np" (B, H, W, 3) in [0, 1], "pt" (B, 3, H, W) in [0, 1], or "latent".
 
         Raises:
-            ValueError: labels that the network does not have, a scale below 1, a size in no whole number of tokens.
+            ValueError: labels that the network does not have, no steps, a scale below 1, a size in no whole number of
+                tokens.
             NotFinite (a FloatingPointError): latents that are NaN or infinite.
         """
         network, device = self.transformer.network, self._execution_device
-        labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
-        y = torch.tensor(labels, dtype=torch.int64)
-        predict = guided(self.transformer, y.to(device), guidance_scale)
-        shape = (len(labels), network.in_channels, *self.latent_size(height, width))
+        y = torch.as_tensor(class_labels).reshape(-1)
+        if y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
+            raise ValueError(f"class_labels are {y.dtype}; expected integers")
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}; expected at least 1")
+        predict = guided(self.transformer, y.to(device, torch.int64), guidance_scale)
+        shape = (len(y), network.in_channels, *self.latent_size(height, width))
         x = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         flow = not network.settings.learn_sigma
         self.set_steps(num_inference_steps, flow, device)

@@ -103,6 +103,8 @@ def test_latents_are_decoded_with_scale_and_shift(flow_run, tmp_path):
     ("settings", "message"),
     [
         ({"class_labels": [11]}, "holds 11"),
+        ({"class_labels": [1.5]}, "class_labels are torch.float32; expected integers"),
+        ({"class_labels": [1], "num_inference_steps": 0}, "num_inference_steps is 0; expected at least 1"),
         ({"class_labels": [1], "guidance_scale": 0.5}, "cfg_scale is 0.5"),
         ({"class_labels": [1], "height": 12}, "expected multiples of 8, the pixels of a token"),
     ],
