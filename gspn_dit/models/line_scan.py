@@ -12,6 +12,8 @@ from ops.reference import missing_neighbours
 DIRECTIONS = ("right", "left", "down", "up")
 EVERY = slice(None)
 """The part that all directions are."""
+NARROW = 8
+"""Widths of a bottleneck up to here are multiplied on a CPU in another order, see `_product`."""
 
 
 class LineScan(nn.Module):
@@ -77,7 +79,7 @@ class LineScan(nn.Module):
 
     def _maps(self, projection: nn.Module, z: torch.Tensor, part: slice) -> torch.Tensor:
         """(B, H, W, R) -> (B, H, W, k, C), for the directions of a part."""
-        return _part(self._channels(projection(z).unflatten(-1, (len(DIRECTIONS), -1))), part)
+        return _part(self._channels(_project(projection, z).unflatten(-1, (len(DIRECTIONS), -1))), part)
 
     def _weighted(self, projection: nn.Module, z: torch.Tensor, part: slice) -> torch.Tensor:
         """m_k times the maps of a part's directions (B, H, W, k, C); the maps alone without merge weights.
@@ -89,7 +91,7 @@ class LineScan(nn.Module):
         merge = self.merge_weight[part]
         if is_plain_linear(projection) and projection.out_features == len(DIRECTIONS) * self.width:
             weight = _rows(projection)[part] * merge.unsqueeze(2)  # (k, C, R)
-            return F.linear(z, weight.flatten(0, 1)).unflatten(-1, (len(weight), -1))
+            return _product(z, weight.flatten(0, 1)).unflatten(-1, (len(weight), -1))
         maps = self._maps(projection, z, part)
         return maps * merge.to(maps.dtype)
 
@@ -98,14 +100,14 @@ class LineScan(nn.Module):
         if is_plain_linear(self.to_skip):
             rows = _rows(self.to_skip)[part]
             weight = rows if self.merge_weight is None else rows * self.merge_weight[part].unsqueeze(2)
-            return F.linear(z, weight.sum(0))
+            return _product(z, weight.sum(0))
         return self._weighted(self.to_skip, z, part).sum(3)
 
     def _line_weights(self, z: torch.Tensor) -> torch.Tensor | None:
         """The scan's logits (B, H, W, K, 3, G), or weights where a forget gate is among their factors."""
         if self.to_logits is None:
             return None
-        logits = self.to_logits(z).unflatten(-1, (len(DIRECTIONS), 3, self.groups))
+        logits = _project(self.to_logits, z).unflatten(-1, (len(DIRECTIONS), 3, self.groups))
         if self.to_forget is None:
             return logits
         keep = self.to_forget(z).sigmoid().unflatten(-1, (len(DIRECTIONS), 1, self.groups))
@@ -192,6 +194,23 @@ def row_stochastic(logits: torch.Tensor) -> torch.Tensor:
 def _direction_maps(rank: int, channels: int) -> nn.Linear:
     """Projects the bottleneck to `channels` for each direction."""
     return nn.Linear(rank, len(DIRECTIONS) * channels, bias=False)
+
+
+def _project(projection: nn.Module, z: torch.Tensor) -> torch.Tensor:
+    """projection(z)."""
+    return _product(z, projection.weight) if is_plain_linear(projection) else projection(z)
+
+
+def _product(z: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """z (..., R) times weight (O, R) transposed: (..., O).
+
+    Of a few columns, a CPU's library takes two to five times as long for the gradients where they are written as those
+    of a linear layer, grad^T z and grad weight, as for z^T grad and the product with a weight whose rows are R. So
+    the weight is laid out anew; it is small.
+    """
+    if weight.shape[1] > NARROW or z.device.type != "cpu":
+        return F.linear(z, weight)
+    return z @ weight.t().contiguous()
 
 
 def _rows(projection: nn.Linear) -> torch.Tensor:
