@@ -132,7 +132,7 @@ def check(arguments: argparse.Namespace) -> None:
     check_seed("--seed", arguments.seed)
     for name in ("cfg_scale", "internal_guidance", "guide_scale"):
         scale = getattr(arguments, name)
-        if scale is not None and not 1 <= scale <= 3e38:  # float32 ends there
+        if scale is not None and not 1 <= scale <= 3e38:  # as check_guidance, but before anything is loaded
             raise UserError(f"--{name.replace('_', '-')} {scale:g}: expected 1.0 (no guidance) or more")
     if arguments.guide_scale is not None and arguments.guide is None:
         raise UserError("--guide-scale is for --guide OTHER_RUN: give both, or leave it out")

@@ -216,7 +216,7 @@ TRAINING_RULES = (
     ("train.warmup_steps", lambda v: v >= 0, "at least 0"),
     ("train.min_learning_rate", lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     ("train.betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),
-    ("train.weight_decay", lambda v: v >= 0, "at least 0"),
+    ("train.weight_decay", lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
     ("train.clip", lambda v: v is None or v > 0, "above 0, or null"),
     ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("train.seed", lambda v: 0 <= v < SEEDS, "from 0 to 2**63 - 1"),

@@ -58,6 +58,7 @@ def test_frozen(tiny_yaml):
         ("train.steps=0", "train.steps: expected at least 1, got 0"),
         ("train.seed=-1", "train.seed: expected from 0 to 2**63 - 1, got -1"),
         ("train.seed=9223372036854775808", "train.seed: expected from 0 to 2**63 - 1, got 9223"),
+        ("train.weight_decay=.inf", "train.weight_decay: expected a finite number, at least 0, got inf"),
         ("train.learning_rate=.inf", "train.learning_rate: expected a finite number, at least 0, got inf"),
         ("train.min_learning_rate=.nan", "train.min_learning_rate: expected a finite number"),
         ("sample.cfg_scale=0.5", "sample.cfg_scale: expected at least 1.0 (1.0 is no guidance), got 0.5"),

@@ -3,6 +3,7 @@
 Imports nothing heavy.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,8 @@ RULES = (
     ("augment.rand_augment", lambda v: v is None or 0 <= v <= 10, "from 0 to 10, or null"),
     ("augment.jitter", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("augment.erasing", lambda v: 0 <= v <= 1, "in [0, 1]"),
-    ("augment.mixup", lambda v: v >= 0, "at least 0"),
-    ("augment.cutmix", lambda v: v >= 0, "at least 0"),
+    ("augment.mixup", lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
+    ("augment.cutmix", lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
 )
 
 

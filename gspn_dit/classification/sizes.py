@@ -1,6 +1,7 @@
 """What describes a backbone: a published size, and what is set differently from it. Imports nothing heavy."""
 
 import dataclasses
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -113,7 +114,7 @@ _RULES = (
     ("rank", lambda v: v >= 1, "at least 1"),
     ("global_stages", lambda v: set(v) <= set(range(STAGES)), f"stages from 0 to {STAGES - 1}"),
     ("segment", lambda v: v >= 1, "at least 1"),
-    ("mlp_ratio", lambda v: v > 0, "above 0"),
+    ("mlp_ratio", lambda v: 0 < v < math.inf, "a finite number above 0"),
     ("drop_path_rate", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("num_classes", lambda v: v >= 0, "at least 0"),
     ("in_chans", lambda v: v >= 1, "at least 1"),

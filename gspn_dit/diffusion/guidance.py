@@ -19,12 +19,12 @@ def check_guidance(
 ) -> None:
     """Raise ValueError for a guidance that cannot be.
 
-    That is a scale below 1, an interval that ends before it begins, and other guidance beside that of a guide,
-    whose `guide_scale` is None where there is none.
+    That is a scale below 1 or beyond float32, an interval that ends before it begins, and other guidance beside that
+    of a guide, whose `guide_scale` is None where there is none.
     """
     scales = {"cfg_scale": scale, "internal_guidance": internal}
     for name, value in (scales | ({} if guide_scale is None else {"guide_scale": guide_scale})).items():
-        if not 1 <= value < float("inf"):
+        if not 1 <= value <= 3e38:  # float32, in which pictures are made, ends soon after
             raise ValueError(f"{name} is {value!r}; expected 1 (no guidance) or more")
     if interval is not None:
         low, high = interval

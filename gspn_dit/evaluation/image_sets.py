@@ -150,12 +150,11 @@ class FolderImages:
                 if image.mode[0] in "IF":  # Pillow would clip what is beyond 255
                     raise UserError(f"{file} has pixels of mode {image.mode}; expected 8 bits a channel")
                 return np.array(image.convert("RGB"))
-        except UnreadableImage as error:
+        except (*UNREADABLE, UnreadableImage) as error:
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"{file} cannot be read as an image: {error}; remove it or write it again"
+                f"{file} cannot be read as an image: {reason}; remove it or write it again"
             ) from error
-        except UNREADABLE as error:
-            raise UserError(f"{file} cannot be read as an image: remove it or write it again") from error
 
     def key(self) -> str:
         cut = [] if self.crop is None else [f"cut to {self.crop}".encode()]

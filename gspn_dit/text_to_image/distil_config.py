@@ -1,5 +1,6 @@
 """The settings of a distillation: read and checked as those of a training. Imports nothing heavy."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,10 @@ OWN_RULES = (
     ("student.rank", lambda v: v is None or v >= 1, "at least 1, or null"),
     ("student.segment", lambda v: v >= 0, "at least 0"),
     ("data.caption_dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
-    *((f"loss.{name}", lambda v: v >= 0, "at least 0") for name in ("noise", "teacher", "modules")),
+    *(
+        (f"loss.{name}", lambda v: 0 <= v < math.inf, "a finite number, at least 0")
+        for name in ("noise", "teacher", "modules")
+    ),
 )
 
 

@@ -1,7 +1,6 @@
 """Draw large pictures of captions: python -m gspn_dit.text_to_image.sample RUN --prompt "..." --size 2048x2048"""
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +80,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_seed("--seed", arguments.seed)
     for option, good, expected in (
         ("steps", arguments.steps >= 1, "at least 1"),
-        ("guidance", 1 <= arguments.guidance < math.inf, "at least 1.0 (1.0 is no guidance)"),
+        ("guidance", 1 <= arguments.guidance <= 3e38, "at least 1.0 (1.0 is no guidance)"),
         ("base", arguments.base is None or arguments.base >= 1, "at least 1"),
     ):
         if not good:

@@ -1,5 +1,6 @@
 """The backbone: its values, sizes and forms."""
 
+import math
 import sys
 from types import ModuleType
 
@@ -192,6 +193,7 @@ def test_compiled():
         ({"name": "gspn_tyny"}, "backbone name is 'gspn_tyny'; did you mean 'gspn_tiny'?"),
         ({"widht": 8}, "unknown key 'widht'; did you mean 'width'"),
         ({"width": 7}, "width is 7; expected an even number above 0"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio is inf; expected a finite number above 0"),
         ({"depths": (2, 2)}, "depths: expected a list of 4, each an integer"),
         ({"global_stages": (4,)}, "global_stages is (4,); expected stages from 0 to 3"),
         ({"stem_stride": 3}, "stem_stride: expected one of 4, 2, 1, got 3"),

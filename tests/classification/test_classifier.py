@@ -204,6 +204,7 @@ def test_bad_trainings(recipe, colours, tmp_path, monkeypatch):
         ((recipe, f"data.path={tmp_path / 'none'}"), "none does not exist"),
         ((recipe, "data.size=1"), "data.size: expected at least 2, the stride of the stem"),
         ((recipe, "model.name=gspn_large"), "model: backbone name is 'gspn_large'"),
+        ((recipe, "augment.cutmix=.inf"), "augment.cutmix: expected a finite number, at least 0, got inf"),
         ((recipe, "model.width=7"), "model: width is 7; expected an even number above 0"),
         ((recipe, "train.batch_size=7"), "expected an even number of pictures"),
         ((recipe, "augment.rand_augment=11"), "augment.rand_augment: expected from 0 to 10, or null, got 11"),

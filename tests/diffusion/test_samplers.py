@@ -236,6 +236,7 @@ def test_interval_counts_in_training_steps_for_ddpm():
         ({"sampler": "dpm-solver++", "steps": 1000}, "steps is 1000; expected an integer from 1 to 999"),
         ({"cfg_scale": 0.0}, "cfg_scale is 0.0; expected 1 \\(no guidance\\) or more"),
         ({"cfg_scale": float("nan")}, "cfg_scale is nan; expected 1"),
+        ({"cfg_scale": 1e300}, r"cfg_scale is 1e\+300; expected 1"),
         ({"cfg_interval": (700, 300)}, "cfg_interval is \\(700, 300\\); expected \\(t_low, t_high\\)"),
     ],
 )

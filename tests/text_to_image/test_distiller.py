@@ -180,6 +180,7 @@ def bad(name, override, message):
     [
         bad("key", "train.step=3", "unknown key 'train.step'; did you mean 'train.steps'"),
         bad("rank", "student.rank=0", "student.rank: expected at least 1, or null, got 0"),
+        bad("infinite", "loss.noise=.inf", "loss.noise: expected a finite number, at least 0, got inf"),
         bad("segment", "student.segment=-1", "student.segment: expected at least 0"),
         bad("size", "data.size=15", "data.size: expected a multiple of 2 for this teacher, got 15"),
         bad("dropout", "data.caption_dropout=2", "data.caption_dropout: expected in"),

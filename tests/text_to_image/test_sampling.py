@@ -127,6 +127,7 @@ def test_a_run_and_its_export_draw_the_same(distil_run, tmp_path):
         (("--strengths", "0.3,2"), "0.3,2: expected numbers above 0 and up to 1"),
         (("--steps", "0"), "--steps 0: expected at least 1"),
         (("--guidance", "0.5"), "--guidance 0.5: expected at least 1.0"),
+        (("--guidance", "1e300"), "--guidance 1e+300: expected at least 1.0"),
         (("--seed", "-1"), "--seed -1: expected from 0 to"),
         (("--base", "0"), "--base 0: expected at least 1"),
     ],
