@@ -1,6 +1,12 @@
-"""What the launcher or its environment asks for beside processes changes no number and no checkpoint."""
+"""What the launcher or its environment asks for beside processes changes no number; freed memory is kept."""
+
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from gspn_dit.errors import UserError
@@ -93,3 +99,38 @@ def test_another_fsdp_than_the_documented_one_is_refused(monkeypatch):
             monkeypatch.setenv("FSDP_VERSION", version)
         with pytest.raises(UserError, match=r"FSDP of another version than 2 .*fsdp2.yaml"):
             check_launcher()
+
+
+RESIDENT = """
+import os, sys
+from pathlib import Path
+from gspn_dit.processes import connect
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+if sys.argv[1] == "connected":
+    connect()
+before = resident()
+block = b"1" * (64 << 20)
+del block
+print((resident() - before) / (64 << 20))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="for work on the CPU")
+@pytest.mark.parametrize(
+    ("mode", "environment", "kept"),
+    [
+        ("alone", {}, False),
+        ("connected", {}, True),
+        ("connected", {"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+    ],
+    ids=["by default", "kept", "the user's own setting"],
+)
+def test_freed_memory_is_kept_for_the_next_tensors(mode, environment, kept):
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", RESIDENT, mode]
+    share = float(subprocess.check_output(command, env=others | environment, text=True))
+    assert share > 0.9 if kept else share < 0.1, "of a freed block, still the process's"
