@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from experiments import (
+    classification,
     curves_plan,
     curves_study,
     kernel,
@@ -39,9 +40,9 @@ NAMES = ("kernel", *EXPERIMENTS, MIXERS)
 RATES = "rates"
 """Not an experiment but a check of their common learning rate, done when it is asked for, like CHECKS."""
 CURVES = curves_plan.NAME
-WITH_IMAGES = (MIXERS, DISTIL, text_to_image.NAME, sizes.NAME)
+WITH_IMAGES = (MIXERS, DISTIL, text_to_image.NAME, sizes.NAME, classification.NAME)
 """Those that learn from --data."""
-EXTRAS = (DISTIL, text_to_image.NAME, sizes.NAME, CURVES)
+EXTRAS = (DISTIL, text_to_image.NAME, sizes.NAME, CURVES, classification.NAME)
 """Done when they are asked for."""
 APART = (MIXERS, *EXTRAS)
 """Those with folders of their own."""
@@ -62,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"{', '.join(NAMES)}; or what is not among the default: {RATES}, of the learning rate; lines, of what the "
         f"scan adds on longer ones; {DISTIL}, a DiT that teaches a GSPN-DiT on photographs; {text_to_image.NAME}, a "
         f"distilled UNet; {CURVES}, which networks learn to follow a curve; {sizes.NAME}, samples of other "
-        "sizes than those trained on",
+        f"sizes than those trained on; {classification.NAME}, the paper's backbone on photographs",
     )
     parser.add_argument(
         "--data",
@@ -126,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             folders = map(curves_plan.curves_folder, (results, work))
             with keeping(curves_plan.curves_folder(work)):
                 failed += curves_study.run(scale.name, *folders, workers)
+        if classification.NAME in names:
+            failed += run_classification(arguments, scale, results, work, workers)
         if sizes.NAME in names:
             failed += run_sizes(arguments, scale, results, work, workers)
     print(f"report: {report.write_report(scale, results, arguments.out / 'docs')}")
@@ -176,6 +179,17 @@ def run_sizes(
     folders = sizes.sizes_folder(results), sizes.sizes_folder(work), study_folder(work)
     with keeping(folders[1]):
         return sizes.run_sizes(plan, arguments.data, *folders, workers)
+
+
+def run_classification(
+    arguments: argparse.Namespace, scale: Scale, results: Path, work: Path, workers: int
+) -> list[str]:
+    """The trainings of classifiers that are missing; the failed ones."""
+    if scale.name not in classification.SCALES:
+        raise errors.UserError(no_scale(classification.NAME, scale))
+    folders = map(classification.classification_folder, (results, work))
+    with keeping(classification.classification_folder(work)):
+        return classification.run(scale.name, arguments.data, *folders, workers)
 
 
 def no_scale(study: str, scale: Scale) -> str:

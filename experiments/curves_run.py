@@ -1,10 +1,8 @@
 """One training of the study of curves, in one process: learn, score by the curve's length, and write one JSON."""
 
 import dataclasses
-import json
 import math
 import statistics
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -18,8 +16,7 @@ from torch import nn
 from experiments.curves_nets import PATCH, Classifier, Network
 from experiments.curves_task import NO_CURVE, SYMMETRIES, Layouts, Task, cached_layouts, draw_pictures
 from experiments.plan import Run
-from experiments.train_run import environment, write_json
-from gspn_dit import errors
+from experiments.train_run import environment, run_command, write_json
 
 BATCHES, WEIGHTS = range(2)
 """Streams of the random numbers of a training."""
@@ -182,12 +179,5 @@ def run_one(run: Run, results: Path, work: Path) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
-    """Arguments: the run as JSON, the folder of results, the folder of what trainings leave."""
-    fields, results, work = sys.argv[1:]
-    run_one(Run(**json.loads(fields)), Path(results), Path(work))
-    return 0
-
-
 if __name__ == "__main__":
-    errors.run(main)
+    run_command(run_one)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from experiments import sections
+from experiments.classification import classification_section, load_classification
 from experiments.curves_section import curves_section, load_curves
 from experiments.distil_section import distil_section, load_distil
 from experiments.kernel_section import kernel_section
@@ -56,6 +57,9 @@ def write_report(scale: Scale, results: Path, docs: Path) -> Path:
     curves = load_curves(scale.name, results)
     if curves:
         built.append(curves_section(curves, charts))
+    classified = load_classification(scale.name, results)
+    if classified:
+        built.append(classification_section(classified, charts))
     sizes = load_sizes(scale.name, results)
     if sizes:
         built.append(sizes_section(sizes, charts))

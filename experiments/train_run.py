@@ -7,8 +7,9 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -124,12 +125,15 @@ def write_json(path: Path, value: Any) -> None:
     files.write_json(path, value)
 
 
-def main() -> int:
-    """Arguments: the run as JSON, the folder of results, the folder of run folders."""
-    fields, results, work = sys.argv[1:]
-    run_one(Run(**json.loads(fields)), Path(results), Path(work))
-    return 0
+def run_command(run_one: Callable[[Run, Path, Path], Any]) -> NoReturn:
+    """The command line of a training. Arguments: the run as JSON, the folder of results, the folder of run folders."""
+
+    def main() -> None:
+        fields, results, work = sys.argv[1:]
+        run_one(Run(**json.loads(fields)), Path(results), Path(work))
+
+    errors.run(main)
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    run_command(run_one)
