@@ -175,8 +175,8 @@ def classification_section(found: dict[str, Setting], folder: Path) -> Section:
         "tenth of the training images. Measured on all test images by the averaged weights. The confusion is that of "
         "the first seed with the scan.",
         [
-            f"top-1 with the scan: {show(best, 2, 100)}{' %' if best else ''}",
-            sentence(NETWORKS["identity"], NETWORKS["lines"], comparison, "top-1 (in %)"),
+            f"top-1 in %, with the scan: {show(best, 2, 100)}",
+            sentence(NETWORKS["identity"], NETWORKS["lines"], comparison, "top-1"),
         ],
         [table(head, rows)],
         pictures,
