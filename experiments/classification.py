@@ -18,7 +18,7 @@ from experiments.mixers_plan import DATA, study_folder
 from experiments.mixers_run import no_images
 from experiments.plan import Run
 from experiments.pool import is_done, run_all
-from experiments.sections import MISSING, Section, show, table
+from experiments.sections import Section, show, table
 from experiments.summary import Setting, compare, load_settings, sentence
 from experiments.train_run import environment, run_command, write_json
 from gspn_dit.classification import evaluate
@@ -126,14 +126,14 @@ def draw(found: dict[str, Setting], path: Path) -> None:
     axes = figure.subplots()
     for number, (variant, label) in enumerate(NETWORKS.items()):
         results = found[variant].results if variant in found else ()
-        for seed, result in enumerate(results):
+        for place, result in enumerate(results):
             images, top1 = zip(*result["validation"], strict=True)
             axes.plot(
                 [count / 1000 for count in images],
                 [100 * share for share in top1],
                 color=f"C{number}",
                 linewidth=1.2,
-                label=None if seed else label,
+                label=None if place else label,
             )
     axes.set(xlabel="images, thousands", ylabel="top-1 on the test images, %")
     axes.grid(alpha=0.3)
@@ -150,21 +150,20 @@ def classification_section(found: dict[str, Setting], folder: Path) -> Section:
         scores = {**first, "classes": dict.fromkeys(first["classes"])}
         evaluate.draw_confusion(scores, folder / f"{NAME}_confusion.png")
         pictures.append(f"{NAME}_confusion.png")
+    settings = {variant: found.get(variant, Setting(variant, ())) for variant in NETWORKS}
     rows = [
         [
             label,
-            str(len(setting.results)) if setting else "0",
-            f"{setting.one('images'):,}" if setting else MISSING,
-            show(setting.get("top1") if setting else None, 2, 100),
-            show(setting.get("top5") if setting else None, 2, 100),
-            show(setting.get("loss") if setting else None, 4),
-            show(setting.get("images_per_second") if setting else None, 0),
+            str(len(settings[variant].results)),
+            f"{settings[variant].one('images') or 0:,}",
+            show(settings[variant].get("top1"), 2, 100),
+            show(settings[variant].get("top5"), 2, 100),
+            show(settings[variant].get("loss"), 4),
+            show(settings[variant].get("images_per_second"), 0),
         ]
-        for label, setting in ((label, found.get(variant)) for variant, label in NETWORKS.items())
+        for variant, label in NETWORKS.items()
     ]
-    percent = {variant: in_percent(setting) for variant, setting in found.items()}
-    comparison = compare(percent.get("identity"), percent.get("lines"), "top1")
-    best = found["lines"].get("top1") if "lines" in found else None
+    comparison = compare(settings["identity"], settings["lines"], "top1")
     head = ("network", "seeds", "images", "top-1, %", "top-5, %", "loss", "images/s, training, one thread")
     return Section(
         NAME,
@@ -175,18 +174,13 @@ def classification_section(found: dict[str, Setting], folder: Path) -> Section:
         "tenth of the training images. Measured on all test images by the averaged weights. The confusion is that of "
         "the first seed with the scan.",
         [
-            f"top-1 in %, with the scan: {show(best, 2, 100)}",
-            sentence(NETWORKS["identity"], NETWORKS["lines"], comparison, "top-1"),
+            f"top-1 in %, with the scan: {show(settings['lines'].get('top1'), 2, 100)}",
+            sentence(NETWORKS["identity"], NETWORKS["lines"], comparison, "top-1, a share", digits=4),
         ],
         [table(head, rows)],
         pictures,
         headlines=2,
     )
-
-
-def in_percent(setting: Setting) -> Setting:
-    results = tuple({"diverged": None, "top1": 100 * result["top1"]} for result in setting.results)
-    return Setting(setting.variant, results)
 
 
 if __name__ == "__main__":
