@@ -17,8 +17,6 @@ from gspn_dit.random import AUGMENT, seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels in [0, 1]: the usual normalisation."""
-PADDING = 1 / 8
-"""By how much of its side a padded picture moves."""
 MAGNITUDES, DEVIATION = 101, 0.5
 """Steps of RandAugment's magnitude from 0 to 10, and its deviation, of 10."""
 
@@ -91,11 +89,11 @@ class Pictures:
 
 def for_training(config: PicturesConfig, augment: AugmentConfig) -> nn.Module:
     """(3, H, W) uint8 to (3, size, size) float32: crop, mirror, RandAugment, jitter, normalisation, erasing."""
-    size = config.size
+    size, steps = config.size, []
     if config.crop == "resized":
-        steps = [v2.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC, antialias=True)]
-    else:
-        steps = [v2.RandomCrop(size, padding=max(1, round(size * PADDING)))]
+        steps.append(v2.RandomResizedCrop(size, interpolation=InterpolationMode.BICUBIC, antialias=True))
+    elif augment.shift:
+        steps.append(v2.RandomCrop(size, padding=max(1, round(size * augment.shift))))
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     if augment.rand_augment is not None:

@@ -30,8 +30,8 @@ class PicturesConfig:
     """Side of the pixels that the network sees."""
     crop: Literal["resized", "padded"] = "resized"
     """resized: in training a part of the picture of random size and aspect, scaled to size; in evaluation the
-    picture scaled to resize, and its middle. padded: the picture at size, in training moved by up to an eighth
-    (small pictures, which are kept in memory)."""
+    picture scaled to resize, and its middle. padded: the picture at size, in training moved by augment.shift (small
+    pictures, which are kept in memory)."""
     resize: int = 256
     """Short side of a picture in evaluation before its middle is taken (resized only)."""
     workers: int = 8
@@ -45,6 +45,8 @@ class AugmentConfig:
 
     flip: bool = True
     """Mirror half of them."""
+    shift: float = 0.125
+    """Largest move of a picture up, down and sideways, of its side, with black behind it (data.crop padded only)."""
     rand_augment: float | None = None
     """Mean magnitude, of 10, of RandAugment: two operations, each done half of the time, the magnitude normal with
     deviation 0.5; null for none."""
@@ -89,6 +91,7 @@ RULES = (
     ("data.held_out", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("data.size", lambda v: v >= 1, "at least 1"),
     ("data.workers", lambda v: v >= 0, "at least 0"),
+    ("augment.shift", lambda v: 0 <= v <= 1, "from 0 to 1"),
     ("augment.rand_augment", lambda v: v is None or 0 <= v <= 10, "from 0 to 10, or null"),
     ("augment.jitter", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("augment.erasing", lambda v: 0 <= v <= 1, "in [0, 1]"),

@@ -166,6 +166,24 @@ def test_pictures_of_other_sizes(recipe, tmp_path):
     assert_near(means, expected, tolerance=0.03)
 
 
+@pytest.mark.parametrize("side", [0.0, 0.02, 0.25])
+def test_padded_pictures_move_by_a_share_of_their_side(recipe, side):
+    """By whole pixels, at least one where they move at all, with black behind them."""
+    config = load_recipe(recipe, [*PLAIN, "augment.jitter=0", "augment.flip=false", f"augment.shift={side}"])
+    images, _ = split_pictures(config.data)
+    where = np.full(200, 3)
+    moved = Pictures(images, config.data, config.augment).draw(where, np.arange(200), 0)[0]
+    still = Pictures(images, config.data, None).draw(where[:1], np.arange(1), 0)[0]
+    most = max(1, round(16 * side)) if side else 0
+    black = (torch.zeros(3) - torch.tensor(pictures.MEAN)) / torch.tensor(pictures.STD)
+    canvas = black.view(1, 3, 1, 1).expand(1, 3, 16 + 2 * most, 16 + 2 * most).clone()
+    canvas[:, :, most : most + 16, most : most + 16] = still
+    places = [(row, column) for row in range(2 * most + 1) for column in range(2 * most + 1)]
+    windows = torch.cat([canvas[:, :, row : row + 16, column : column + 16] for row, column in places])
+    same = (moved[:, None] - windows).abs().amax(dim=(2, 3, 4)) < 1e-6  # (200, places)
+    assert same.any(dim=1).all() and same.any(dim=0).sum() > 0.8 * len(places)
+
+
 def test_only_matrices_decay(recipe):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
     config = load_recipe(recipe)
