@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gspn_dit.classification import BACKBONE_NAMES, create_backbone
+from gspn_dit.classification.backbone import GlobalResponseNorm
 from gspn_dit.classification.sizes import resolve_backbone
 from tests.classification.plain import plain_backbone
 from tests.utils import assert_near
@@ -115,6 +116,20 @@ def test_a_fresh_network_s_blocks_are_the_identity_and_every_parameter_learns():
     model(pictures(64, 64)).square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_silent_channel_has_a_gradient():
+    """The root of its sum of squares has none at 0; in half precision large values do not overflow either."""
+    norm = GlobalResponseNorm(4)
+    torch.nn.init.ones_(norm.gamma)
+    x = torch.zeros(2, 3, 3, 4)
+    x[..., 1:3] = 300.0
+    for dtype in (torch.float32, torch.float16):
+        leaf = x.to(dtype, copy=True).requires_grad_()
+        y = norm(leaf)
+        y.float().sum().backward()
+        assert leaf.grad.isfinite().all()
+        assert_near(y.float(), x * 3)  # a channel's share is twice the mean, the others' 0
 
 
 def test_drop_path_leaves_out_whole_branches_of_some_images():
