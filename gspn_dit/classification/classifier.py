@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import nn
 
 from gspn_dit.checkpoint import load_network
@@ -61,7 +61,14 @@ class ClassifierTraining(Loop):
         return load_recipe(path)
 
     def create_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return create_optimizer(model, self.config.train, self.accelerator.device, decay_all=False)
+        train, matrices = self.config.train, []
+        if train.muon:
+            matrices = [layer.weight for layer in model.stages.modules() if isinstance(layer, nn.Linear)]
+            if self.accelerator.distributed_type == DistributedType.FSDP:
+                raise UserError("train.muon: expected null with sharded weights (FSDP): it needs whole matrices")
+        return create_optimizer(
+            model, train, self.accelerator.device, decay_all=False, matrices=matrices, share=train.muon
+        )
 
     def backward(self, batch: PictureBatch) -> torch.Tensor:
         """Cross-entropy to the smoothed target: (loss,)."""

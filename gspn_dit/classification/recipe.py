@@ -66,6 +66,8 @@ class FitConfig(TrainingConfig):
 
     label_smoothing: float = 0.0
     """Share of a target that is spread over all classes."""
+    muon: float | None = None
+    """Train the matrices of the stages by Muon, at this multiple of the rate; null: by AdamW, as all else."""
     validation_images: int | None = None
     """Held-out images of a validation; null for all, 0 for no validation."""
 
@@ -87,6 +89,7 @@ class ClassifierConfig:
 RULES = (
     *TRAINING_RULES,
     ("train.label_smoothing", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("train.muon", lambda v: v is None or 0 < v < math.inf, "a finite number above 0, or null"),
     ("train.validation_images", lambda v: v is None or v >= 0, "at least 0, or null"),
     ("data.held_out", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("data.size", lambda v: v >= 1, "at least 1"),

@@ -24,7 +24,7 @@ from gspn_dit.text_to_image.replacement import (
     scan_modules,
 )
 from gspn_dit.text_to_image.system import System, load_system
-from gspn_dit.training.state import MOMENTS
+from gspn_dit.training.state import MOMENTS_FILE, load_moments, moments_of
 
 WEIGHTS_FILE = "student.safetensors"
 
@@ -67,12 +67,8 @@ def save_student(
     writer = Writer(Path(config.run_dir) / "checkpoints" / checkpoint_name(state["step"]))
     parameters = trained_parameters(unet)
     weights = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
-    moments = {
-        f"{moment}.{name}": optimizer.state[parameter][moment].cpu()
-        for name, parameter in parameters.items()
-        for moment in MOMENTS
-    }
-    for name, tensors in ((WEIGHTS_FILE, weights), ("optimizer.safetensors", moments)):
+    moments = moments_of(optimizer, parameters.items())
+    for name, tensors in ((WEIGHTS_FILE, weights), (MOMENTS_FILE, moments)):
         broken = not_finite(tensors)
         if broken and writer.problem is None:
             writer.problem = f"{broken} is not finite"
@@ -97,14 +93,8 @@ def load_student(
             )
         parameters[name].copy_(weights[name])
     if optimizer is not None:
-        moments = read_tensors(folder / "optimizer.safetensors")
-        groups = optimizer.state_dict()
-        groups["state"] = {
-            index: {moment: moments[f"{moment}.{name}"] for moment in MOMENTS}
-            | {"step": torch.tensor(float(state["step"]))}
-            for index, name in enumerate(parameters)
-        }
-        optimizer.load_state_dict(groups)
+        names = {parameter: name for name, parameter in parameters.items()}
+        load_moments(folder, optimizer, names, state["step"])
     return state
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from gspn_dit.models.networks import create_model
 from gspn_dit.models.settings import resolve_settings
 from gspn_dit.processes import connect
 from gspn_dit.random import WEIGHTS, seed_of
+from gspn_dit.training.muon import MuonAdamW
 
 AUXILIARY_WEIGHT = 0.5
 """Of an auxiliary head's loss, unless diffusion.auxiliary_weight says otherwise: that of arXiv 2512.24176."""
@@ -150,21 +152,30 @@ def create_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def create_optimizer(
-    model: nn.Module, config: TrainingConfig, device: torch.device, *, decay_all: bool = True
-) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel where the device has it.
+    model: nn.Module,
+    config: TrainingConfig,
+    device: torch.device,
+    *,
+    decay_all: bool = True,
+    matrices: Sequence[nn.Parameter] = (),
+    share: float | None = None,
+) -> torch.optim.Optimizer:
+    """AdamW, in one fused kernel where the device has it; with a `share` of its rate Muon for `matrices`.
 
     Without `decay_all` there is no weight decay on what has one axis: biases and the scales of norms.
     """
-    parameters: Any = list(model.parameters())
+    apart = set(matrices) if share else set()
+    parameters: Any = [parameter for parameter in model.parameters() if parameter not in apart]
     if not decay_all:
         flat = [parameter for parameter in parameters if parameter.dim() <= 1]
         decayed = [parameter for parameter in parameters if parameter.dim() > 1]
         parameters = [{"params": decayed}, {"params": flat, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    settings: Any = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+        "fused": device.type in ("cpu", "cuda"),
+    }
+    if not share:
+        return torch.optim.AdamW(parameters, **settings)
+    return MuonAdamW(matrices, parameters, share=share, **settings)

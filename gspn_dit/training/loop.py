@@ -198,7 +198,7 @@ class Loop:
         """One optimiser step: the gradient is that of the mean loss over the global batch."""
         rate = learning_rate(self.step, self.config.train)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         measured = 0
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1

@@ -1,6 +1,8 @@
 """The state of a training in its checkpoints: written from all processes, and read back."""
 
 import contextlib
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,7 @@ from gspn_dit.config import save_config
 from gspn_dit.models.weights import load_weights, read_tensors, save_tensors, shard_like, whole
 from gspn_dit.training.ema import EMA
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
+MOMENTS_FILE = "optimizer.safetensors"
 
 def save_checkpoint(
     run_dir: str | Path,
@@ -35,7 +36,7 @@ def save_checkpoint(
     writer = Writer(folder) if main else None
     for name, gather in (
         ("model.safetensors", lambda: model_tensors(model)),
-        ("optimizer.safetensors", lambda: optimizer_tensors(model, optimizer)),
+        (MOMENTS_FILE, lambda: moments_of(optimizer, model.named_parameters())),
         ("ema.safetensors", lambda: model_tensors(model)),
     ):
         with ema.swapped() if name.startswith("ema") else contextlib.nullcontext():
@@ -55,13 +56,34 @@ def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: whole(tensor) for name, tensor in model.state_dict().items()}
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's moments under the parameters' names."""
+def moments_of(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> dict[str, torch.Tensor]:
+    """The optimiser's moments under the parameters' names: exp_avg.NAME and so on."""
     return {
-        f"{moment}.{name}": whole(optimizer.state[parameter][moment])
-        for name, parameter in model.named_parameters()
-        for moment in MOMENTS
+        f"{moment}.{name}": whole(tensor)
+        for name, parameter in parameters
+        for moment, tensor in optimizer.state[parameter].items()
+        if moment != "step"
     }
+
+
+def load_moments(
+    folder: Path, optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], step: int
+) -> None:
+    """Fill an optimiser, whose parameters have these names, from a checkpoint of `step`."""
+    moments: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, tensor in read_tensors(folder / MOMENTS_FILE).items():
+        moment, name = key.split(".", 1)
+        moments[name][moment] = tensor
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.state_dict()  # which numbers parameters by their place in the groups
+    groups["state"] = {
+        index: {moment: shard_like(tensor, parameter) for moment, tensor in moments[names[parameter]].items()}
+        | {"step": torch.tensor(float(step))}
+        for index, parameter in enumerate(parameters)
+    }
+    optimizer.load_state_dict(groups)
 
 
 @torch.no_grad()
@@ -73,14 +95,6 @@ def load_training_state(
     load_weights(model, folder / "ema.safetensors")
     ema.copy_from_model()
     load_weights(model, folder / "model.safetensors")
-    moments = read_tensors(folder / "optimizer.safetensors")
     names = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    groups = optimizer.state_dict()  # which numbers parameters by their place in the groups
-    groups["state"] = {
-        index: {moment: shard_like(moments[f"{moment}.{names[parameter]}"], parameter) for moment in MOMENTS}
-        | {"step": torch.tensor(float(state["step"]))}
-        for index, parameter in enumerate(parameters)
-    }
-    optimizer.load_state_dict(groups)
+    load_moments(folder, optimizer, names, state["step"])
     return state
