@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,7 +20,8 @@ import sample
 import train as train_diffusion
 from gspn_dit.checkpoint import latest_checkpoint
 from gspn_dit.classification import evaluate, pictures, train
-from gspn_dit.classification.classifier import load_classifier
+from gspn_dit.classification.backbone import create_backbone
+from gspn_dit.classification.classifier import ClassifierTraining, load_classifier
 from gspn_dit.classification.drawing import PictureBatches
 from gspn_dit.classification.pictures import NoisyRandAugment, Pictures, split_pictures
 from gspn_dit.classification.recipe import load_recipe
@@ -59,12 +62,12 @@ def test_it_learns_three_colours(train_run, colours, capsys):
     assert "top1  100.00%" in capsys.readouterr().out
 
 
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(train_run):
-    whole = train_run("whole")
-    stopped = train_run("stopped")
+@pytest.mark.parametrize("muon", ["null", "3"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(train_run, muon):
+    whole, stopped = (train_run(name, f"train.muon={muon}") for name in ("whole", "stopped"))
     shutil.rmtree(stopped / "checkpoints" / "step_00000006")
     shutil.rmtree(stopped / "checkpoints" / "step_00000004")
-    expected, found = weights(whole), weights(train_run("stopped"))
+    expected, found = weights(whole), weights(train_run("stopped", f"train.muon={muon}"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     keys = ("step", "loss", "grad_norm", "validation_top1")
@@ -190,6 +193,26 @@ def test_only_matrices_decay(recipe):
     groups = create_optimizer(model, config.train, torch.device("cpu"), decay_all=False).param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert [decays[id(p)] for p in model.parameters()] == [0.05, 0.0, 0.0, 0.0]
+
+
+def test_muon_trains_the_matrices_of_the_stages(recipe):
+    config = load_recipe(recipe, ["train.muon=2"])
+    model = create_backbone("gspn_tiny", width=8, depths=(1, 1, 1, 1), rank=2, num_classes=3)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), distributed_type=DistributedType.NO)
+    training = SimpleNamespace(config=config, accelerator=accelerator)
+    groups = ClassifierTraining.create_optimizer(training, model).param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = [{names[parameter] for parameter in group["params"]} for group in groups]
+    blocks = [f"stages.{stage}.blocks.0." for stage in range(4)]
+    layers = ["mixer.proj_in", "mixer.proj_out", "mlp.hidden", "mlp.out", "mixer.core.bottleneck"]
+    layers += [f"mixer.core.to_{name}" for name in ("lam", "u", "logits", "skip")]
+    assert found[0] == {f"{block}{layer}.weight" for block in blocks for layer in layers}
+    assert set.union(*found) == set(names.values()) and sum(map(len, found)) == len(names)
+    assert [group.get("share") for group in groups] == [2.0, None, None]
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.05, 0.0]
+    accelerator.distributed_type = DistributedType.FSDP
+    with pytest.raises(UserError, match="train.muon: expected null with sharded weights"):
+        ClassifierTraining.create_optimizer(training, model)
 
 
 def test_measures():
