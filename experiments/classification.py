@@ -170,8 +170,8 @@ def classification_section(found: dict[str, Setting], folder: Path) -> Section:
         "How often is the paper's backbone, narrowed, right about CIFAR-10's classes, and what does its scan add?",
         "GSPN-T at a third of its width: one block on 16x16 places, one on 8x8, three on 4x4 and one on 2x2, the last "
         "four with global scans (configs/classification/cifar10_cpu.yaml). Optimiser, rate and shift were chosen on a "
-        "held-out tenth of the training images, without the scan. Measured on all test images by the averaged weights. The confusion is that of "
-        "the first seed with the scan.",
+        "held-out tenth of the training images, without the scan. Measured on all test images by the averaged weights. "
+        "The confusion is that of the first seed with the scan.",
         [
             f"top-1 in %, with the scan: {show(settings['lines'].get('top1'), 2, 100)}",
             sentence(NETWORKS["identity"], NETWORKS["lines"], comparison, "top-1, a share", digits=4),

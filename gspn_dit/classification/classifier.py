@@ -65,7 +65,9 @@ class ClassifierTraining(Loop):
         if train.muon:
             matrices = [layer.weight for layer in model.stages.modules() if isinstance(layer, nn.Linear)]
             if self.accelerator.distributed_type == DistributedType.FSDP:
-                raise UserError("train.muon: expected null with sharded weights (FSDP): it needs whole matrices")
+                raise UserError(
+                    "train.muon: expected null with sharded weights (FSDP): it needs whole matrices"
+                )
         return create_optimizer(
             model, train, self.accelerator.device, decay_all=False, matrices=matrices, share=train.muon
         )

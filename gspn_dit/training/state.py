@@ -17,6 +17,7 @@ from gspn_dit.training.ema import EMA
 
 MOMENTS_FILE = "optimizer.safetensors"
 
+
 def save_checkpoint(
     run_dir: str | Path,
     *,

@@ -211,7 +211,7 @@ def test_muon_trains_the_matrices_of_the_stages(recipe):
     assert [group.get("share") for group in groups] == [2.0, None, None]
     assert [group["weight_decay"] for group in groups] == [0.05, 0.05, 0.0]
     accelerator.distributed_type = DistributedType.FSDP
-    with pytest.raises(UserError, match="train.muon: expected null with sharded weights"):
+    with pytest.raises(UserError, match=r"train\.muon: expected null with sharded weights"):
         ClassifierTraining.create_optimizer(training, model)
 
 

@@ -19,7 +19,10 @@ def network() -> nn.Sequential:
 
 
 def optimizer_of(network, share=3.0, **settings):
-    others = [{"params": [network[2].weight]}, {"params": [network[0].bias, network[2].bias], "weight_decay": 0.0}]
+    others = [
+        {"params": [network[2].weight]},
+        {"params": [network[0].bias, network[2].bias], "weight_decay": 0.0},
+    ]
     return MuonAdamW([network[0].weight], others, share=share, **{**SETTINGS, **settings})
 
 
