@@ -69,7 +69,7 @@ class ClassifierTraining(Loop):
                     "train.muon: expected null with sharded weights (FSDP): it needs whole matrices"
                 )
         return create_optimizer(
-            model, train, self.accelerator.device, decay_all=False, matrices=matrices, share=train.muon
+            model, train, self.accelerator.device, decay_all=False, matrices=matrices, share=train.muon or 1.0
         )
 
     def backward(self, batch: PictureBatch) -> torch.Tensor:

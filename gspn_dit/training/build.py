@@ -158,13 +158,13 @@ def create_optimizer(
     *,
     decay_all: bool = True,
     matrices: Sequence[nn.Parameter] = (),
-    share: float | None = None,
+    share: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """AdamW, in one fused kernel where the device has it; with a `share` of its rate Muon for `matrices`.
+    """AdamW, in one fused kernel where the device has it; Muon for `matrices`, at a `share` of its rate.
 
     Without `decay_all` there is no weight decay on what has one axis: biases and the scales of norms.
     """
-    apart = set(matrices) if share else set()
+    apart = set(matrices)
     parameters: Any = [parameter for parameter in model.parameters() if parameter not in apart]
     if not decay_all:
         flat = [parameter for parameter in parameters if parameter.dim() <= 1]
@@ -176,6 +176,6 @@ def create_optimizer(
         "weight_decay": config.weight_decay,
         "fused": device.type in ("cpu", "cuda"),
     }
-    if not share:
+    if not matrices:
         return torch.optim.AdamW(parameters, **settings)
     return MuonAdamW(matrices, parameters, share=share, **settings)

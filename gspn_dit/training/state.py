@@ -1,7 +1,6 @@
 """The state of a training in its checkpoints: written from all processes, and read back."""
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,10 @@ def load_moments(
     folder: Path, optimizer: torch.optim.Optimizer, names: dict[nn.Parameter, str], step: int
 ) -> None:
     """Fill an optimiser, whose parameters have these names, from a checkpoint of `step`."""
-    moments: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    moments: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in read_tensors(folder / MOMENTS_FILE).items():
         moment, name = key.split(".", 1)
-        moments[name][moment] = tensor
+        moments.setdefault(name, {})[moment] = tensor
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     groups = optimizer.state_dict()  # which numbers parameters by their place in the groups
     groups["state"] = {
