@@ -40,6 +40,8 @@ PUBLISHED = {16384: 84, 4096: 32}
 """Speed-up on SDXL in the paper, by the picture's side."""
 FACTOR = 8
 """Pixels of a picture's side over a latent's."""
+STEP = 64
+"""Sides must be multiples of it: FACTOR, and three halvings."""
 SD = {"sample_size": 64, "cross_attention_dim": 768}
 SDXL = {
     "sample_size": 128,
@@ -61,7 +63,9 @@ KINDS = ("attention", "scan")
 def make_pair(config: dict[str, Any], device: str, dtype: torch.dtype) -> dict[str, UNet2DConditionModel]:
     """The UNet with attention and with the scan, which share what is not self-attention's."""
     with torch.device(device):
-        attention = UNet2DConditionModel(**config).to(dtype).eval().requires_grad_(False)
+        attention = UNet2DConditionModel(**config).eval().requires_grad_(False)
+    if dtype != torch.float32:
+        attention.to(dtype)
     shared = {id(tensor): tensor for tensor in (*attention.parameters(), *attention.buffers())}
     return {"attention": attention, "scan": replace_self_attention(copy.deepcopy(attention, shared))}
 
@@ -226,6 +230,12 @@ def main() -> None:
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder (default: results)"
     )
     arguments = parser.parse_args()
+    if any(size < 1 or size % STEP for size in arguments.sizes):
+        parser.error(f"--sizes: multiples of {STEP}, which is what the UNet's levels halve evenly")
+    if arguments.pairs < 1:
+        parser.error("--pairs: at least 1")
+    if arguments.narrow not in (1, 2, 5, 10):
+        parser.error("--narrow: 1, 2, 5 or 10, by which all widths stay multiples of the norms' 32 groups")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
