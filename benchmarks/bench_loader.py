@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.bench_memory import model_settings
 from gspn_dit.config import load_config
 from gspn_dit.data.batches import Batches
 from gspn_dit.latents.dataset import AHEAD, DTYPE, MIRRORS, SLICE, LatentDataset, Manifest, read_manifest
@@ -34,6 +35,8 @@ from gspn_dit.models import create_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHAPE = (4, 32, 32)
+DEEP_SHAPE = (32, 8, 8)
+"""Latents of a deep-compression autoencoder at 256 px."""
 BATCH = 256
 Work = Callable[[np.ndarray], object]
 """What is done with a batch of image numbers."""
@@ -173,14 +176,14 @@ def measure(folder: Path, processes: int) -> dict[str, float]:
     }
 
 
-def most_images(name: str) -> float:
-    """Images per second at which an H100 could train a model if it worked at its peak.
+def most_images(path: Path, latent: tuple[int, int, int]) -> float:
+    """Images per second at which an H100 could train a config's model if it worked at its peak.
 
     The FLOPs of a step are three times those of the forward, the scan's own left out.
     """
     with FakeTensorMode():
-        model = create_model(name)
-        x, t, y = torch.zeros(1, *SHAPE), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
+        model = create_model(**model_settings(load_config(path, ["data.path=unused"]), latent))
+        x, t, y = torch.zeros(1, *latent), torch.zeros(1), torch.zeros(1, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
             model(x, t, y)
     return H100_PEAK / (3 * counter.get_total_flops())
@@ -210,8 +213,8 @@ def main() -> None:
     medians = {name: statistics.median(result[name] for result in rounds) for name in rounds[0]}
     disk, threads = max((medians[f"disk_{readers}_threads"], readers) for readers in READERS)
     shares = {name: medians[name] / disk for name in ("cold", "cold_without_draw")}
-    names = [load_config(path).model.name for path in sorted(CONFIGS.glob("*2.yaml"))]
-    demand = {name: most_images(name) for name in names}
+    demand = {path.stem: most_images(path, SHAPE) for path in sorted(CONFIGS.glob("*2.yaml"))}
+    demand["gspn_dit_b1_dc"] = most_images(CONFIGS / "gspn_dit_b1_dc.yaml", DEEP_SHAPE)
     print(f"latents/s of {arguments.processes} processes, medians of {arguments.repeats} rounds")
     print(f"from the page cache          {medians['cached']:9,.0f}")
     print(f"  with all that a step draws {medians['cached_all_of_a_step']:9,.0f}")

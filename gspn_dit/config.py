@@ -259,8 +259,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse_config(mapping: dict[str, Any]) -> Config:
     """A checked `Config` from plain YAML types."""
-    if "augment" in mapping:
-        raise UserError("it is for a classifier, not a diffusion model: see gspn_dit/classification")
+    schema.check_kind(mapping, "diffusion")
     config = resolve_memory(schema.build(Config, mapping))
     check(config)
     return config

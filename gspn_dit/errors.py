@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib.util
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from gspn_dit import signals
 from gspn_dit.names import forgive, printable
 
 INSTALL = "is not installed: run `make setup`, or pip install -r requirements.txt"
+SMALLER = "batch (train.micro_batch or train.memory of a training, --batch-size elsewhere), picture or model"
 OWN = ("gspn_dit", "ops", "experiments", "benchmarks")
 """This repository's packages: that one of their modules is missing is a fault of the program."""
 
@@ -74,12 +76,25 @@ def stopped(error: BaseException | None, number: int) -> int:
     return signals.exit_status(number)
 
 
+def asked_for(error: Exception) -> str:
+    """How much memory an error of its lack says was asked for; else its type."""
+    found = re.search(r"(?i)(tried|unable) to allocate .{1,40}?(bytes|[KMGTP]iB)", str(error))
+    return found[0] if found else type(error).__name__
+
+
 def one_line(error: Exception) -> str | None:
     """What a user can do something about; None for a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN:
         return f"the package {error.name} {INSTALL}"
+    # By its name: torch, whose error it is on a GPU, is not loaded for this.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    ):
+        return f"out of memory: a smaller {SMALLER} helps ({asked_for(error)})"
     if not isinstance(error, OSError):
         return None
     if error.filename is not None:

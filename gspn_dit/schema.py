@@ -108,6 +108,21 @@ NAMES = {
 }
 
 
+KINDS = {
+    "diffusion": ("a diffusion model, which train.py trains", ("diffusion", "sample")),
+    "classifier": ("a classifier, which python -m gspn_dit.classification.train trains", ("augment",)),
+    "distillation": ("a distillation, which python -m gspn_dit.text_to_image.distil does", ("teacher",)),
+}
+"""Kinds of runs: what their config is for, and keys that no other kind's has."""
+
+
+def check_kind(mapping: dict[str, Any], kind: str) -> None:
+    """Raise `UserError` for the mapping of a config of another kind than `kind`, one of `KINDS`."""
+    for other, (what, keys) in KINDS.items():
+        if other != kind and any(key in mapping for key in keys):
+            raise UserError(f"it is for {what}")
+
+
 def load(path: str | Path, overrides: Sequence[str], make: Callable[[dict[str, Any]], T]) -> T:
     """What `make` makes of a YAML file's mapping with `key.path=value` overrides; its `UserError` names the file."""
     path = Path(path)

@@ -80,6 +80,10 @@ def test_tensorboard_that_is_not_installed_is_named(train_run, monkeypatch):
             "error: the package no_such_package is not installed: run `make setup`",
         ),
         ("import gspn_dit.no_such", None),
+        ("import torch; torch.empty(10**15)", "error: out of memory: a smaller batch (train.micro_batch or"),
+        ("import numpy; numpy.empty(10**18)", "error: out of memory: a smaller batch (train.micro_batch or"),
+        ("import torch; raise torch.OutOfMemoryError('CUDA')", "error: out of memory: a smaller batch"),
+        ("raise RuntimeError('a fault')", None),
         ("open('link')", "error: link is a link to nowhere, which is not there"),
         (
             "import pathlib; pathlib.Path('link').mkdir(exist_ok=True)",

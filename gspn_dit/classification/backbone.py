@@ -157,7 +157,7 @@ class Stage(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Pictures (B, 3, H, W) of any size to logits (B, classes), or to four maps with `features_only`."""
+    """Pictures (B, 3, H, W) of any size to logits (B, classes), or to the stages' maps with `features_only`."""
 
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
@@ -165,8 +165,8 @@ class Backbone(nn.Module):
         self.config = settings.to_dict()
         self.num_classes, self.num_features = settings.num_classes, settings.widths[-1]
         self.feature_info = FeatureInfo(
-            {"num_chs": width, "reduction": stride, "module": f"stages.{number}"}
-            for number, (width, stride) in enumerate(zip(settings.widths, settings.strides, strict=True))
+            {"num_chs": settings.widths[n], "reduction": settings.strides[n], "module": f"stages.{n}"}
+            for n in settings.out_indices
         )
         self.stem = Stem(settings.in_chans, settings.width, settings.stem_stride)
         self.stages = nn.ModuleList(Stage(settings, number) for number in range(len(settings.depths)))
@@ -215,14 +215,15 @@ class Backbone(nn.Module):
     def forward(
         self, x: torch.Tensor, paths: torch.Tensor | None = None
     ) -> torch.Tensor | list[torch.Tensor]:
-        """Logits of pictures x (B, in_chans, H, W); with `features_only` the four stages' maps (B, C, H, W).
+        """Logits of pictures x (B, in_chans, H, W); with `features_only` the maps (B, C, H, W) of `out_indices`.
 
         `paths` (B, branches), uniform in [0, 1), decide which residual branches training leaves out; without them
         torch's own generator draws. In eval mode all are kept. Raises ValueError for x of another kind or shape, or
         smaller than the stem's stride.
         """
         if self.settings.features_only:
-            return [tokens.permute(0, 3, 1, 2) for tokens in self._tokens(x, paths)]
+            maps = self._tokens(x, paths)
+            return [maps[n].permute(0, 3, 1, 2) for n in self.settings.out_indices]
         return self.forward_head(self.forward_features(x, paths))
 
     def forward_features(self, x: torch.Tensor, paths: torch.Tensor | None = None) -> torch.Tensor:

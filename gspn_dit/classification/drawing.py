@@ -71,9 +71,11 @@ class PictureBatches(Shares):
         )
         batches, each = iter(loader), len(self.numbers(start))
         while ready := list(islice(batches, each)):
-            for batch in ready:
-                if isinstance(batch, UserError):
-                    raise batch
+            failed = next((batch for batch in ready if isinstance(batch, UserError)), None)
+            if failed is not None:
+                # Ends the workers, which would wait out their grace: what is raised keeps this frame.
+                del batches
+                raise failed
             yield ready
 
     def __getitem__(self, numbers: np.ndarray) -> PictureBatch | UserError:

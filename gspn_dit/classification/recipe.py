@@ -110,8 +110,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> ClassifierCo
 
 def parse_recipe(mapping: dict[str, Any]) -> ClassifierConfig:
     """A checked `ClassifierConfig` from plain YAML types."""
-    if "diffusion" in mapping or "sample" in mapping:
-        raise UserError("it is for a diffusion model, which train.py trains; see configs/classification/")
+    schema.check_kind(mapping, "classifier")
     config = schema.build(ClassifierConfig, mapping)
     check_rules(config, RULES)
     try:

@@ -77,7 +77,9 @@ class BackboneSettings(BackboneConfig):
     in_chans: int = 3
     """Channels of the picture."""
     features_only: bool = False
-    """Give the four stages' maps in place of logits."""
+    """Give the stages' maps in place of logits."""
+    out_indices: tuple[int, ...] = tuple(range(STAGES))
+    """Numbers from 0 of the stages whose maps `features_only` gives."""
 
     @property
     def widths(self) -> list[int]:
@@ -113,6 +115,7 @@ _RULES = (
     ("depths", lambda v: min(v) >= 1, "four numbers of 1 or more"),
     ("rank", lambda v: v >= 1, "at least 1"),
     ("global_stages", lambda v: set(v) <= set(range(STAGES)), f"stages from 0 to {STAGES - 1}"),
+    ("out_indices", lambda v: v and set(v) <= set(range(STAGES)), f"stages from 0 to {STAGES - 1}"),
     ("segment", lambda v: v >= 1, "at least 1"),
     ("mlp_ratio", lambda v: 0 < v < math.inf, "a finite number above 0"),
     ("drop_path_rate", lambda v: 0 <= v < 1, "in [0, 1)"),

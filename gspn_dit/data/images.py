@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from gspn_dit.errors import UserError
+from gspn_dit.files import describe_file
 
 NAMED = 3
 """Files left out that a line names; it counts them all."""
@@ -59,7 +60,8 @@ def list_images(root: str | Path) -> ImageFolder:
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"image folder {root} does not exist: expected class folders of images, or images")
+        found = f"is {describe_file(root)}" if root.exists() else "does not exist"
+        raise UserError(f"image folder {root} {found}: expected class folders of images, or images")
     found = find_images(root)
     paths, note = found.images, found.left_out_line()
     notes = [f"{root}: {note}"] if note else []

@@ -186,9 +186,9 @@ def read_all(paths: Sequence[str], files: Sequence[Path], size: int) -> tuple[to
 
     def read(number: int) -> str:
         try:
-            pixels[number] = read_pixels(files[number], size)
-        except UserError as error:
-            broken.append(str(error))
+            pixels[number] = pixels_of(files[number], size)
+        except UnreadableImage as error:
+            broken.append(f"{files[number]} ({error})")
         return sha256(files[number])
 
     first = os.environ.get("RANK", "0") == "0"
@@ -207,9 +207,16 @@ def read_all(paths: Sequence[str], files: Sequence[Path], size: int) -> tuple[to
 def read_pixels(file: Path, size: int | None) -> torch.Tensor:
     """One image (3, size, size) uint8, the whole of it for a size of None; `UserError` when it cannot be read."""
     try:
-        return torch.from_numpy(read_image(file, size).transpose(2, 0, 1).copy())
+        return pixels_of(file, size)
     except UnreadableImage as error:
-        raise UserError(f"{file} ({error})") from error
+        raise UserError(
+            f"the image {file} cannot be read ({error}): put the same file back; remove or mend it for a new run"
+        ) from error
+
+
+def pixels_of(file: Path, size: int | None) -> torch.Tensor:
+    """What `read_pixels` gives; raises `UnreadableImage`."""
+    return torch.from_numpy(read_image(file, size).transpose(2, 0, 1).copy())
 
 
 @contextlib.contextmanager

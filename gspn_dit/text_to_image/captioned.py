@@ -17,7 +17,7 @@ from gspn_dit.data.batches import Batches, normal, uniform
 from gspn_dit.data.images import ImageFolder, find_images
 from gspn_dit.data.pixels import PixelDataset, fits
 from gspn_dit.errors import UserError
-from gspn_dit.files import content_key
+from gspn_dit.files import content_key, describe_file
 from gspn_dit.random import DROPOUT, NOISE, POSTERIOR, TIME
 
 METADATA = "metadata.jsonl"
@@ -59,7 +59,8 @@ def read_captions(root: Path, source: str, column: str) -> tuple[dict[str, str],
         column: of metadata.jsonl.
     """
     if not root.is_dir():
-        raise UserError(f"data.path: the folder {root} does not exist: expected images with captions")
+        found = f"{root} is {describe_file(root)}" if root.exists() else f"the folder {root} does not exist"
+        raise UserError(f"data.path: {found}: expected a folder of images with captions")
     found = find_images(root)
     if not found.images:
         raise UserError(f"data.path: {root} holds no image that Pillow knows by its extension")

@@ -116,6 +116,7 @@ class DistilConfig:
 OWN_RULES = (
     ("student.rank", lambda v: v is None or v >= 1, "at least 1, or null"),
     ("student.segment", lambda v: v >= 0, "at least 0"),
+    ("data.size", lambda v: v >= 1, "at least 1"),
     ("data.caption_dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
     *(
         (f"loss.{name}", lambda v: 0 <= v < math.inf, "a finite number, at least 0")
@@ -131,6 +132,7 @@ def load_distil_config(path: str | Path, overrides: Sequence[str] = ()) -> Disti
 
 def parse_distil_config(mapping: dict[str, Any]) -> DistilConfig:
     """A checked `DistilConfig` from plain YAML types."""
+    schema.check_kind(mapping, "distillation")
     config = schema.build(DistilConfig, mapping)
     check(config)
     return config
@@ -139,7 +141,7 @@ def parse_distil_config(mapping: dict[str, Any]) -> DistilConfig:
 def check(config: DistilConfig) -> None:
     """Raise `UserError` for a value out of range."""
     values = dict(schema.flatten(config))
-    for key, good, expected in (*training.RULES, *OWN_RULES):
+    for key, good, expected in (*OWN_RULES, *training.RULES):
         if key in values and not good(values[key]):
             raise UserError(f"{key}: expected {expected}, got {values[key]!r}")
     train = config.train

@@ -14,7 +14,10 @@ EPILOG = """\
 example:
   python -m gspn_dit.text_to_image.export runs/sd15_gspn sd15-gspn
 
-Then, with this package installed: StableDiffusionPipeline.from_pretrained("sd15-gspn").
+Then, with this package installed:
+  from diffusers import StableDiffusionPipeline
+  from gspn_dit.text_to_image import GSPNUNet2DConditionModel  # diffusers looks for its module among those imported
+  pipeline = StableDiffusionPipeline.from_pretrained("sd15-gspn")
 """
 PARTS = ("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae")
 

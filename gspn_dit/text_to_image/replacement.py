@@ -22,7 +22,12 @@ class GSPNUNet2DConditionModel(UNet2DConditionModel):
     `gspn` in its config says what was replaced: rank (None for the share of the width), segment and keep_qkv.
     """
 
-    def __init__(self, *args: Any, gspn: dict[str, Any], **settings: Any) -> None:
+    def __init__(self, *args: Any, gspn: dict[str, Any] | None = None, **settings: Any) -> None:
+        if gspn is None:
+            raise ValueError(
+                "gspn is None: these are the settings of a UNet with attention; load it as UNet2DConditionModel "
+                "and call replace_self_attention"
+            )
         super().__init__(*args, **settings)
         insert(self, **gspn)
 
@@ -30,7 +35,7 @@ class GSPNUNet2DConditionModel(UNet2DConditionModel):
     __init__.__signature__ = inspect.signature(UNet2DConditionModel.__init__).replace(
         parameters=[
             *inspect.signature(UNet2DConditionModel.__init__).parameters.values(),
-            inspect.Parameter("gspn", inspect.Parameter.KEYWORD_ONLY),
+            inspect.Parameter("gspn", inspect.Parameter.KEYWORD_ONLY, default=None),
         ]
     )
 
@@ -69,10 +74,12 @@ def replace_self_attention(
 
 def insert(unet: UNet2DConditionModel, *, rank: int | None, segment: int, keep_qkv: bool) -> None:
     """The work of `replace_self_attention`; notes it in the config."""
-    if segment < 0:
-        raise ValueError(f"segment is {segment}; expected at least 0")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank is {rank}; expected at least 1, or None")
+    if type(segment) is not int or segment < 0:
+        raise ValueError(f"segment is {segment!r}; expected a whole number, at least 0")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise ValueError(f"rank is {rank!r}; expected a whole number, at least 1, or None")
+    if type(keep_qkv) is not bool:
+        raise ValueError(f"keep_qkv is {keep_qkv!r}; expected True, False or None")
     blocks = {name: block for name, block in unet.named_modules() if isinstance(block, BasicTransformerBlock)}
     if not blocks:
         raise ValueError("unet has no transformer block whose self-attention could be replaced")

@@ -110,6 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     base = arguments.base or system.size
     if height % system.divisor or width % system.divisor:
         raise UserError(f"--size {height}x{width}: expected multiples of {system.divisor} for this UNet")
+    most = system.scheduler.config.num_train_timesteps
+    if arguments.steps > most:
+        raise UserError(
+            f"--steps {arguments.steps}: expected at most {most}, the noise levels of this teacher"
+        )
     request = Request(
         prompts=arguments.prompt,
         negative=arguments.negative,

@@ -6,10 +6,12 @@
 Without vae/ the UNet sees pixels. The UNet may be one that `replace_self_attention` made.
 """
 
-import json
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
@@ -27,7 +29,7 @@ from gspn_dit.latents.autoencoder import (
 )
 from gspn_dit.models.weights import download
 from gspn_dit.text_to_image.replacement import GSPNUNet2DConditionModel
-from gspn_dit.text_to_image.texts import RandomWords, TextEncoder, load_texts
+from gspn_dit.text_to_image.texts import RandomWords, TextEncoder, load_texts, read_settings
 
 UNETS = {kind.__name__: kind for kind in (UNet2DConditionModel, GSPNUNet2DConditionModel)}
 MODEL = "diffusion_pytorch_model.safetensors"
@@ -98,6 +100,7 @@ def find_system(name: str) -> Path:
                 f"{name} has no {part}: expected the folder of a StableDiffusionPipeline or "
                 "StableDiffusionXLPipeline, as save_pretrained writes it"
             )
+        read_settings(path / part)
     return path
 
 
@@ -116,7 +119,10 @@ def load_system(name: str, device: torch.device | str = "cpu") -> System:
         create_autoencoder(str(folder / "vae"), device) if (folder / "vae").is_dir() else PixelAutoencoder()
     )
     check_channels(autoencoder, unet.config.in_channels)
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    try:
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder / 'scheduler'} cannot be used: {' '.join(str(error).split())}") from error
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise UserError(
             f"{name}: its scheduler's prediction_type is {scheduler.config.prediction_type}; expected epsilon or "
@@ -127,13 +133,18 @@ def load_system(name: str, device: torch.device | str = "cpu") -> System:
 
 def load_unet(folder: Path) -> UNet2DConditionModel:
     """The UNet of a pipeline's folder in float32, every weight there and finite."""
-    kind = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    kind = read_settings(folder / "unet" / "config.json").get("_class_name")
     if kind not in UNETS:
         raise UserError(f"{folder / 'unet'} is a {kind}; expected a UNet2DConditionModel of diffusers")
     try:
-        unet, report = UNETS[kind].from_pretrained(
-            folder / "unet", torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        with errors_alone():
+            unet, report = UNETS[kind].from_pretrained(
+                folder / "unet",
+                torch_dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder / 'unet'} cannot be read: {' '.join(str(error).split())}") from error
     broken = report["missing_keys"] or [found for found in [not_finite(unet.state_dict())] if found]
@@ -142,6 +153,17 @@ def load_unet(folder: Path) -> UNet2DConditionModel:
             f"{folder / 'unet'}: the weight {sorted(broken)[0]} is missing or not finite; save it again"
         )
     return unet.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def errors_alone() -> Iterator[None]:
+    """Within it diffusers says nothing of weights that are missing, of which `load_unet` does."""
+    before = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers.logging.set_verbosity(before)
 
 
 def layout_of(unet: UNet2DConditionModel, name: str) -> str:

@@ -1,7 +1,6 @@
 """From captions to what a UNet takes of them: the text encoders of a pipeline's folder, or words at random."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from gspn_dit.errors import UserError
-from gspn_dit.files import write_json
+from gspn_dit.files import read_json, write_json
 from gspn_dit.random import generator
 
 NO_TRANSFORMERS = "text encoders need the package transformers: pip install transformers"
@@ -90,21 +89,30 @@ class PipelineTexts:
         return {"encoder_hidden_states": states, "added_cond_kwargs": added}
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings of a part of a pipeline's folder; `UserError` where they are not there whole."""
+    settings = read_json(file)
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"{file} is missing or damaged: expected the settings of a part of a StableDiffusionPipeline or "
+            "StableDiffusionXLPipeline, in JSON; save or download the pipeline again"
+        )
+    return settings
+
+
 def load_texts(folder: Path, layout: str, device: torch.device | str) -> TextEncoder:
     """The text encoder of a pipeline's folder; `UserError` where there is none that can be used.
 
     Args:
         layout: "sd" or "sdxl".
     """
-    try:
-        config = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} has no readable text_encoder/config.json: expected the folder of a "
-            "StableDiffusionPipeline or StableDiffusionXLPipeline"
-        ) from error
+    file = folder / "text_encoder" / "config.json"
+    config = read_settings(file)
     if config.get("_class_name") == RandomWords.__name__:
-        return RandomWords(config["dim"], config["length"], config["seed"], device)
+        numbers = [config.get(key) for key in ("dim", "length", "seed")]
+        if not all(type(number) is int for number in numbers) or min(numbers[:2]) < 1:
+            raise UserError(f"{file}: expected whole numbers dim and length, of 1 or more, and seed")
+        return RandomWords(*numbers, device)
     try:
         # Optional: only captions of real text encoders need it.
         import transformers  # noqa: F401

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ class Loop:
             self.bar = stack.enter_context(self.progress_bar())
             if self.log:
                 stack.callback(self.log.close)
-            for batches in self.batches(self.step, train.steps):
+            for batches in self.drawn():
                 self.train_step(batches)
                 stop = agreement(request.number, self.step)
                 validation = self.validate()
@@ -180,6 +181,21 @@ class Loop:
                     return stop
                 self.bar.update()
         return 0
+
+    def drawn(self) -> Iterator[list[Tensors]]:
+        """The batches that are left.
+
+        Before the error of one that cannot be drawn, what was trained is kept, where this process is the only one: of
+        several the others wait for it in the middle of a step.
+        """
+        try:
+            yield from self.batches(self.step, self.config.train.steps)
+        except UserError as error:
+            kept = latest_checkpoint(self.run_dir)
+            new = self.step > (read_state(kept)["step"] if kept else 0)
+            if new and self.accelerator.num_processes == 1:
+                self.save()
+            raise UserError(f"{error}; {self.last_good()}") from error
 
     def open_log(self) -> None:
         self.log = MetricsLog(self.config, self.step)

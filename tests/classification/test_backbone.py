@@ -100,6 +100,12 @@ def test_four_maps_and_what_they_are():
     assert info.channels() == [8, 16, 32, 64] and info.reduction() == [2, 4, 8, 16]
     assert info.module_name()[3] == "stages.3" and info[0]["num_chs"] == 8
     assert not hasattr(model, "head")
+    some = build(stem_stride=2, features_only=True, out_indices=(1, 3))
+    some.load_state_dict(model.state_dict())
+    assert all(torch.equal(*pair) for pair in zip(some(pictures(30, 45)), maps[1::2], strict=True))
+    assert some.feature_info.channels() == [16, 64] and some.feature_info.module_name()[0] == "stages.1"
+    with pytest.raises(ValueError, match="out_indices is \\(4,\\); expected stages from 0 to 3"):
+        build(features_only=True, out_indices=(4,))
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 300), (224, 96)])
@@ -259,6 +265,8 @@ def test_timm_s_registry(monkeypatch):
 def test_timm():
     timm = pytest.importorskip("timm")
     model = timm.create_model("gspn_tiny", features_only=True, **TINY)
+    assert [x.shape[1] for x in model(pictures())] == model.feature_info.channels()
+    model = timm.create_model("gspn_tiny", features_only=True, out_indices=(1, 3), **TINY)
     assert [x.shape[1] for x in model(pictures())] == model.feature_info.channels()
     assert timm.create_model("gspn_base", **TINY)(pictures()).shape == (2, 5)
     assert set(BACKBONE_NAMES) <= set(timm.list_models("gspn_*"))

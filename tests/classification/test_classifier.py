@@ -1,6 +1,7 @@
 """Training and evaluation of a classifier: what it learns, resumes, draws and refuses."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -254,8 +255,10 @@ def test_bad_trainings(recipe, colours, tmp_path, monkeypatch):
         ((diffusion,), "it is for a diffusion model, which train.py trains"),
     ):
         assert message in refused(train.main, *arguments)
-    with pytest.raises(UserError, match="it is for a classifier, not a diffusion model"):
+    with pytest.raises(UserError, match="it is for a classifier, which"):
         load_config(recipe)
+    with pytest.raises(UserError, match="it is for a distillation, which"):
+        load_recipe(ROOT / "configs" / "distil" / "sd15.yaml")
 
 
 @pytest.mark.parametrize("crop", ["padded", "resized"])
@@ -269,6 +272,26 @@ def test_a_picture_that_cannot_be_read(crop, workers, train_run, colours, tmp_pa
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         train_run("run", *settings)
     assert ".png" in str(caught.value) and "cannot identify image file" in str(caught.value)
+    assert "mend" in str(caught.value)
+    assert not multiprocessing.active_children()
+
+
+def test_what_was_trained_before_a_picture_that_cannot_be_read_is_kept(train_run, monkeypatch):
+    draw = PictureBatches.draw
+
+    def once(self, numbers):
+        if numbers[0] >= 3 * self.batch_size:
+            raise UserError("no picture")
+        return draw(self, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureBatches, "draw", once)
+        with pytest.raises(UserError, match=r"no picture; the last good checkpoint is .*/step_00000003"):
+            train_run("stopped", "train.checkpoint_every=0")
+        with pytest.raises(UserError, match=r"no picture; the last good checkpoint is .*/step_00000003"):
+            train_run("stopped", "train.checkpoint_every=0")
+    whole, stopped = (weights(train_run(name, "train.checkpoint_every=0")) for name in ("whole", "stopped"))
+    assert all(torch.equal(stopped[name], whole[name]) for name in whole)
 
 
 def test_bad_evaluations(train_run, colours, tmp_path):

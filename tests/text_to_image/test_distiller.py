@@ -204,6 +204,13 @@ def bad(name, override, message):
         bad("image", "data.path={tmp}/absent", "metadata.jsonl, line 1: none.png is no image here"),
         bad("words", "teacher={tmp}/words", "its words are 8 wide, its UNet takes 6"),
         bad("pixels", "teacher={tmp}/pixels", "is for 1 or 3 channels; the model has 4"),
+        bad("damaged", "teacher={tmp}/damaged", "damaged/unet/config.json is missing or damaged"),
+        bad("list", "teacher={tmp}/list", "list/scheduler/scheduler_config.json is missing or damaged"),
+        bad("dim", "teacher={tmp}/dim", "text_encoder/config.json: expected whole numbers dim and length"),
+        bad("schedule", "teacher={tmp}/schedule", "schedule/scheduler cannot be used: "),
+        bad("diffusion", "diffusion={}", "it is for a diffusion model, which train.py trains"),
+        bad("picture", "data.path={tmp}/distil.yaml", "distil.yaml is a text: expected a folder of images"),
+        bad("no size", "data.size=0", "data.size: expected at least 1, got 0"),
         bad("target", "teacher={tmp}/target", "prediction_type is sample; expected epsilon or v_prediction"),
     ],
 )
@@ -222,6 +229,17 @@ def test_bad_input_is_one_line_and_status_2(override, message, distil_yaml, tmp_
         save_teacher(tmp_path / name)
         make_unet(**settings).save_pretrained(tmp_path / name / "unet")
     save_teacher(tmp_path / "target", prediction_type="sample")
+    for name, file, content in (
+        ("damaged", "unet/config.json", "{"),
+        ("list", "scheduler/scheduler_config.json", "[]"),
+        (
+            "dim",
+            "text_encoder/config.json",
+            '{"_class_name": "RandomWords", "dim": 0, "length": 4, "seed": 0}',
+        ),
+        ("schedule", "scheduler/scheduler_config.json", '{"beta_schedule": "none"}'),
+    ):
+        (save_teacher(tmp_path / name) / file).write_text(content)
     with pytest.raises(SystemExit) as left:
         errors.run(lambda: distil.main([str(distil_yaml), override.replace("{tmp}", str(tmp_path))]))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -192,8 +192,10 @@ def test_dtype_and_device_are_those_of_the_unet():
 
 def test_what_cannot_be_replaced_is_refused_and_left_as_it_was():
     for unet, settings, message in (
-        (make_unet(), {"segment": -1}, "segment is -1; expected at least 0"),
-        (make_unet(), {"rank": 0}, "rank is 0; expected at least 1"),
+        (make_unet(), {"segment": -1}, "segment is -1; expected a whole number, at least 0"),
+        (make_unet(), {"rank": 0}, "rank is 0; expected a whole number, at least 1"),
+        (make_unet(), {"rank": 2.5}, "rank is 2.5; expected a whole number"),
+        (make_unet(), {"keep_qkv": "no"}, "keep_qkv is 'no'; expected True, False or None"),
         (make_unet(only_cross_attention=True), {}, "is cross-attention"),
         (replace_self_attention(make_unet()), {}, "replaced already"),
         (
@@ -218,3 +220,9 @@ def test_what_cannot_be_replaced_is_refused_and_left_as_it_was():
         module(torch.zeros(1, 16, 16))
     with pytest.raises(ValueError, match="16 tokens; expected 3 x 4"):
         module(torch.zeros(1, 16, 16), attention_mask=torch.empty(3, 4, 0))
+
+
+def test_a_unet_with_attention_is_not_loaded_as_one_with_the_scan(tmp_path):
+    make_unet().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="load it as UNet2DConditionModel and call replace_self_attention"):
+        GSPNUNet2DConditionModel.from_pretrained(tmp_path)

@@ -126,6 +126,7 @@ def test_a_run_and_its_export_draw_the_same(distil_run, tmp_path):
         (("--size", "15x16"), "--size 15x16: expected multiples of 2"),
         (("--strengths", "0.3,2"), "0.3,2: expected numbers above 0 and up to 1"),
         (("--steps", "0"), "--steps 0: expected at least 1"),
+        (("--steps", "21"), "--steps 21: expected at most 20, the noise levels of this teacher"),
         (("--guidance", "0.5"), "--guidance 0.5: expected at least 1.0"),
         (("--guidance", "1e300"), "--guidance 1e+300: expected at least 1.0"),
         (("--seed", "-1"), "--seed -1: expected from 0 to"),
