@@ -109,9 +109,13 @@ def test_what_is_not_there_is_one_line_unless_it_is_a_fault_of_the_program(tmp_p
 
 
 def test_a_gpu_s_lack_of_memory_is_one_line():
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 79.10 GiB in all")
+    error = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 79.10 GiB in all"
+    )
     line = errors.one_line(error)
-    assert line.startswith("out of memory: a smaller batch") and line.endswith("(Tried to allocate 20.00 GiB)")
+    assert line.startswith("out of memory: a smaller batch") and line.endswith(
+        "(Tried to allocate 20.00 GiB)"
+    )
 
 
 def test_files_have_the_permissions_that_the_user_asked_for(train_run, tmp_path):
