@@ -254,12 +254,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises `UserError` that names the file or the key, what was expected, and the nearest valid name.
     """
-    return schema.load(path, overrides, parse_config)
+    return schema.load(path, overrides, parse_config, "diffusion")
 
 
 def parse_config(mapping: dict[str, Any]) -> Config:
     """A checked `Config` from plain YAML types."""
-    schema.check_kind(mapping, "diffusion")
     config = resolve_memory(schema.build(Config, mapping))
     check(config)
     return config

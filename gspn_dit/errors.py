@@ -15,6 +15,13 @@ from gspn_dit.names import forgive, printable
 
 INSTALL = "is not installed: run `make setup`, or pip install -r requirements.txt"
 SMALLER = "batch (train.micro_batch or train.memory of a training, --batch-size elsewhere), picture or model"
+NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""Words of a RuntimeError of torch."""
 OWN = ("gspn_dit", "ops", "experiments", "benchmarks")
 """This repository's packages: that one of their modules is missing is a fault of the program."""
 
@@ -76,6 +83,18 @@ def stopped(error: BaseException | None, number: int) -> int:
     return signals.exit_status(number)
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that memory, of the machine or of a GPU, was too little."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # Libraries' errors by name and words: torch, whose they are, is not loaded for this.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
+    )
+
+
 def asked_for(error: Exception) -> str:
     """How much memory an error of its lack says was asked for; else its type."""
     found = re.search(r"(?i)(tried|unable) to allocate .{1,40}?(bytes|[KMGTP]iB)", str(error))
@@ -88,12 +107,7 @@ def one_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN:
         return f"the package {error.name} {INSTALL}"
-    # By its name: torch, whose error it is on a GPU, is not loaded for this.
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-    ):
+    if lacks_memory(error):
         return f"out of memory: a smaller {SMALLER} helps ({asked_for(error)})"
     if not isinstance(error, OSError):
         return None

@@ -123,10 +123,18 @@ def check_kind(mapping: dict[str, Any], kind: str) -> None:
             raise UserError(f"it is for {what}")
 
 
-def load(path: str | Path, overrides: Sequence[str], make: Callable[[dict[str, Any]], T]) -> T:
-    """What `make` makes of a YAML file's mapping with `key.path=value` overrides; its `UserError` names the file."""
+def load(path: str | Path, overrides: Sequence[str], make: Callable[[dict[str, Any]], T], kind: str) -> T:
+    """What `make` makes of a YAML file's mapping with `key.path=value` overrides; its `UserError` names the file.
+
+    Args:
+        kind: one of `KINDS`, for which the file must be.
+    """
     path = Path(path)
     mapping = read_yaml(path)
+    try:
+        check_kind(mapping, kind)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     for override in overrides:
         apply_override(mapping, override)
     try:

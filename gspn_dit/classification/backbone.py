@@ -245,7 +245,8 @@ class Backbone(nn.Module):
         dtype = self.stem.conv1.weight.dtype
         x = self.stem(x.to(memory_format=torch.channels_last).permute(0, 2, 3, 1))
         maps, number = [], 0
-        for stage in self.stages:
+        last = max(self.settings.out_indices) if self.settings.features_only else len(self.stages) - 1
+        for stage in self.stages[: last + 1]:
             x = stage.down(x).to(dtype)  # autocast rounds the branches, not the residual stream
             for block in stage.blocks:
                 x = self._run(block, x, None if paths is None else paths[:, number : number + 2])

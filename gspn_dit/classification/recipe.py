@@ -105,12 +105,11 @@ RULES = (
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> ClassifierConfig:
     """Read a YAML file, apply `key.path=value` overrides, check everything; see `gspn_dit.config.load_config`."""
-    return schema.load(path, overrides, parse_recipe)
+    return schema.load(path, overrides, parse_recipe, "classifier")
 
 
 def parse_recipe(mapping: dict[str, Any]) -> ClassifierConfig:
     """A checked `ClassifierConfig` from plain YAML types."""
-    schema.check_kind(mapping, "classifier")
     config = schema.build(ClassifierConfig, mapping)
     check_rules(config, RULES)
     try:

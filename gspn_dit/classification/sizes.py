@@ -79,7 +79,7 @@ class BackboneSettings(BackboneConfig):
     features_only: bool = False
     """Give the stages' maps in place of logits."""
     out_indices: tuple[int, ...] = tuple(range(STAGES))
-    """Numbers from 0 of the stages whose maps `features_only` gives."""
+    """Numbers from 0 of the stages whose maps `features_only` gives; later stages are there, and do not run."""
 
     @property
     def widths(self) -> list[int]:

@@ -209,9 +209,7 @@ def read_pixels(file: Path, size: int | None) -> torch.Tensor:
     try:
         return pixels_of(file, size)
     except UnreadableImage as error:
-        raise UserError(
-            f"the image {file} cannot be read ({error}): put the same file back; remove or mend it for a new run"
-        ) from error
+        raise UserError(f"the image {file} cannot be read ({error}): mend or remove it") from error
 
 
 def pixels_of(file: Path, size: int | None) -> torch.Tensor:

@@ -127,12 +127,11 @@ OWN_RULES = (
 
 def load_distil_config(path: str | Path, overrides: Sequence[str] = ()) -> DistilConfig:
     """Read a YAML file, apply `key.path=value` overrides, check everything; `UserError` for what is wrong."""
-    return schema.load(path, overrides, parse_distil_config)
+    return schema.load(path, overrides, parse_distil_config, "distillation")
 
 
 def parse_distil_config(mapping: dict[str, Any]) -> DistilConfig:
     """A checked `DistilConfig` from plain YAML types."""
-    schema.check_kind(mapping, "distillation")
     config = schema.build(DistilConfig, mapping)
     check(config)
     return config

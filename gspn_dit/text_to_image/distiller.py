@@ -33,6 +33,7 @@ from gspn_dit.training.clock import Clock
 from gspn_dit.training.log import MetricsLog, import_wandb, plot_loss
 from gspn_dit.training.resume import check_same_run
 from gspn_dit.training.schedule import learning_rate
+from gspn_dit.training.stops import guarded, keeping
 
 TERMS = ("noise", "teacher", "modules")
 
@@ -198,7 +199,8 @@ class Distiller:
             ) as request,
             self.progress_bar() as bar,
         ):
-            for batches in self.batches(self.step, train.steps):
+            guard = keeping(self, lambda: self.save(log))
+            for batches in guarded(self.batches(self.step, train.steps), guard):
                 self.train_step(batches)
                 last = self.step == train.steps
                 if last or self.step % train.log_every == 0:

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from gspn_dit.training.resume import check_same_data, check_same_run
 from gspn_dit.training.run_folder import check_room
 from gspn_dit.training.schedule import learning_rate, rate_change
 from gspn_dit.training.state import load_training_state, save_checkpoint
-from gspn_dit.training.stops import Agreement
+from gspn_dit.training.stops import Agreement, guarded, keeping
 
 
 class Loop:
@@ -167,7 +166,7 @@ class Loop:
             self.bar = stack.enter_context(self.progress_bar())
             if self.log:
                 stack.callback(self.log.close)
-            for batches in self.drawn():
+            for batches in guarded(self.batches(self.step, train.steps), self.keeping()):
                 self.train_step(batches)
                 stop = agreement(request.number, self.step)
                 validation = self.validate()
@@ -182,20 +181,9 @@ class Loop:
                 self.bar.update()
         return 0
 
-    def drawn(self) -> Iterator[list[Tensors]]:
-        """The batches that are left.
-
-        Before the error of one that cannot be drawn, what was trained is kept, where this process is the only one: of
-        several the others wait for it in the middle of a step.
-        """
-        try:
-            yield from self.batches(self.step, self.config.train.steps)
-        except UserError as error:
-            kept = latest_checkpoint(self.run_dir)
-            new = self.step > (read_state(kept)["step"] if kept else 0)
-            if new and self.accelerator.num_processes == 1:
-                self.save()
-            raise UserError(f"{error}; {self.last_good()}") from error
+    def keeping(self) -> contextlib.AbstractContextManager[None]:
+        """See `keeping`; of several processes the others wait for this one in the middle of a step."""
+        return keeping(self, self.save if self.accelerator.num_processes == 1 else None)
 
     def open_log(self) -> None:
         self.log = MetricsLog(self.config, self.step)
@@ -247,7 +235,7 @@ class Loop:
         last = self.step == self.config.train.steps
         if not (last or self.due(self.config.train.validate_every)):
             return {}
-        with self.clock.paused(), self.ema.swapped():
+        with self.keeping(), self.clock.paused(), self.ema.swapped():
             means = self.measure()
         if means is None:
             return {}

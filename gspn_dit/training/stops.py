@@ -1,9 +1,18 @@
-"""How the processes of a training agree to stop: all at the same step, as it takes all to write a checkpoint."""
+"""How a training stops: its processes at the same step, as it takes all to write a checkpoint; and before an error."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
+
+from gspn_dit.checkpoint import latest_checkpoint, read_state
+from gspn_dit.errors import UserError
+
+T = TypeVar("T")
 
 SECONDS = 1.0
 """Between two comparisons, of which each has the processes and their devices wait for one another."""
@@ -33,3 +42,37 @@ class Agreement:
         self.step, self.time = step, now
         self.next = step + max(1, int(SECONDS / pace))
         return int(number)
+
+
+class Run(Protocol):
+    """What `keeping` asks of a training."""
+
+    run_dir: Path
+    step: int
+
+    def last_good(self) -> str: ...
+
+
+@contextlib.contextmanager
+def keeping(run: Run, save: Callable[[], None] | None) -> Iterator[None]:
+    """Around what data can make fail: before its `UserError` goes on, which then says where the run can, `save`.
+
+    Args:
+        save: writes a checkpoint, called where there are steps since the last one; None where that cannot be.
+    """
+    try:
+        yield
+    except UserError as error:
+        kept = latest_checkpoint(run.run_dir)
+        try:
+            if save and run.step > (read_state(kept)["step"] if kept else 0):
+                save()
+        except UserError as another:
+            raise UserError(f"{error}; {another}") from error
+        raise UserError(f"{error}; {run.last_good()}") from error
+
+
+def guarded(items: Iterator[T], guard: contextlib.AbstractContextManager[None]) -> Iterator[T]:
+    """Items whose making, but not what is done with them, is within a context."""
+    with guard:
+        yield from items

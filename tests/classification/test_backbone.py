@@ -103,6 +103,9 @@ def test_four_maps_and_what_they_are():
     some = build(stem_stride=2, features_only=True, out_indices=(1, 3))
     some.load_state_dict(model.state_dict())
     assert all(torch.equal(*pair) for pair in zip(some(pictures(30, 45)), maps[1::2], strict=True))
+    first = build(stem_stride=2, features_only=True, out_indices=(0,))
+    first.stages[1].down.register_forward_hook(lambda *_: pytest.fail("a stage ran for nothing"))
+    assert len(first(pictures(30, 45))) == 1
     assert some.feature_info.channels() == [16, 64] and some.feature_info.module_name()[0] == "stages.1"
     with pytest.raises(ValueError, match="out_indices is \\(4,\\); expected stages from 0 to 3"):
         build(features_only=True, out_indices=(4,))
@@ -267,6 +270,6 @@ def test_timm():
     model = timm.create_model("gspn_tiny", features_only=True, **TINY)
     assert [x.shape[1] for x in model(pictures())] == model.feature_info.channels()
     model = timm.create_model("gspn_tiny", features_only=True, out_indices=(1, 3), **TINY)
-    assert [x.shape[1] for x in model(pictures())] == model.feature_info.channels()
+    assert [x.shape[1] for x in model(pictures())] == model.feature_info.channels() == [16, 64]
     assert timm.create_model("gspn_base", **TINY)(pictures()).shape == (2, 5)
     assert set(BACKBONE_NAMES) <= set(timm.list_models("gspn_*"))

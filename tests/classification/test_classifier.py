@@ -276,6 +276,10 @@ def test_a_picture_that_cannot_be_read(crop, workers, train_run, colours, tmp_pa
     assert not multiprocessing.active_children()
 
 
+def refuse(*arguments):
+    raise UserError("no held-out picture")
+
+
 def test_what_was_trained_before_a_picture_that_cannot_be_read_is_kept(train_run, monkeypatch):
     draw = PictureBatches.draw
 
@@ -290,6 +294,10 @@ def test_what_was_trained_before_a_picture_that_cannot_be_read_is_kept(train_run
             train_run("stopped", "train.checkpoint_every=0")
         with pytest.raises(UserError, match=r"no picture; the last good checkpoint is .*/step_00000003"):
             train_run("stopped", "train.checkpoint_every=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierTraining, "measure", refuse)
+        with pytest.raises(UserError, match=r"no held-out picture; the last good checkpoint is .*_00000005"):
+            train_run("stopped", "train.checkpoint_every=0", "train.validate_every=5")
     whole, stopped = (weights(train_run(name, "train.checkpoint_every=0")) for name in ("whole", "stopped"))
     assert all(torch.equal(stopped[name], whole[name]) for name in whole)
 

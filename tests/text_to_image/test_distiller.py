@@ -208,7 +208,7 @@ def bad(name, override, message):
         bad("list", "teacher={tmp}/list", "list/scheduler/scheduler_config.json is missing or damaged"),
         bad("dim", "teacher={tmp}/dim", "text_encoder/config.json: expected whole numbers dim and length"),
         bad("schedule", "teacher={tmp}/schedule", "schedule/scheduler cannot be used: "),
-        bad("diffusion", "diffusion={}", "it is for a diffusion model, which train.py trains"),
+        bad("diffusion", "diffusion={}", "unknown key 'diffusion'"),
         bad("picture", "data.path={tmp}/distil.yaml", "distil.yaml is a text: expected a folder of images"),
         bad("no size", "data.size=0", "data.size: expected at least 1, got 0"),
         bad("target", "teacher={tmp}/target", "prediction_type is sample; expected epsilon or v_prediction"),
@@ -246,6 +246,21 @@ def test_bad_input_is_one_line_and_status_2(override, message, distil_yaml, tmp_
     assert left.value.code == 2 and len(said) == 1
     assert message.replace("{tmp}", str(tmp_path)) in said[0]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_was_distilled_before_a_picture_that_cannot_be_read_is_kept(distil_run, monkeypatch):
+    draw = distiller.CaptionedBatches.step
+
+    def once(self, step):
+        if step == 3:
+            raise UserError("no picture")
+        return draw(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distiller.CaptionedBatches, "step", once)
+        with pytest.raises(UserError, match=r"no picture; the last good checkpoint is .*/step_00000003"):
+            distil_run("run")
+    assert (distil_run("run") / WEIGHTS).is_file()
 
 
 def test_a_run_goes_on_only_as_it_was(distil_run, tmp_path):
