@@ -74,6 +74,12 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     return next((folder for folder in checkpoints(run_dir) if damage(folder, contents=False) is None), None)
 
 
+def kept_steps(run_dir: str | Path) -> int:
+    """How many steps of a run its newest whole checkpoint keeps."""
+    folder = latest_checkpoint(run_dir)
+    return read_state(folder)["step"] if folder else 0
+
+
 def newest_undamaged(run_dir: str | Path, report: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose contents are as written; the damaged newer ones are renamed and reported.
 

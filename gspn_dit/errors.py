@@ -15,6 +15,7 @@ from gspn_dit.names import forgive, printable
 
 INSTALL = "is not installed: run `make setup`, or pip install -r requirements.txt"
 SMALLER = "batch (train.micro_batch or train.memory of a training, --batch-size elsewhere), picture or model"
+"""What takes less memory."""
 NO_MEMORY = (
     "can't allocate memory",
     "Cannot allocate memory",

@@ -116,11 +116,11 @@ KINDS = {
 """Kinds of runs: what their config is for, and keys that no other kind's has."""
 
 
-def check_kind(mapping: dict[str, Any], kind: str) -> None:
-    """Raise `UserError` for the mapping of a config of another kind than `kind`, one of `KINDS`."""
+def check_kind(path: Path, mapping: dict[str, Any], kind: str) -> None:
+    """Raise `UserError` for a config file of another kind than `kind`, one of `KINDS`."""
     for other, (what, keys) in KINDS.items():
         if other != kind and any(key in mapping for key in keys):
-            raise UserError(f"it is for {what}")
+            raise UserError(f"{path}: it is for {what}")
 
 
 def load(path: str | Path, overrides: Sequence[str], make: Callable[[dict[str, Any]], T], kind: str) -> T:
@@ -131,10 +131,7 @@ def load(path: str | Path, overrides: Sequence[str], make: Callable[[dict[str, A
     """
     path = Path(path)
     mapping = read_yaml(path)
-    try:
-        check_kind(mapping, kind)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    check_kind(path, mapping, kind)
     for override in overrides:
         apply_override(mapping, override)
     try:

@@ -60,8 +60,8 @@ def list_images(root: str | Path) -> ImageFolder:
     """
     root = Path(root)
     if not root.is_dir():
-        found = f"is {describe_file(root)}" if root.exists() else "does not exist"
-        raise UserError(f"image folder {root} {found}: expected class folders of images, or images")
+        there = f"is {describe_file(root)}" if root.exists() else "does not exist"
+        raise UserError(f"image folder {root} {there}: expected class folders of images, or images")
     found = find_images(root)
     paths, note = found.images, found.left_out_line()
     notes = [f"{root}: {note}"] if note else []

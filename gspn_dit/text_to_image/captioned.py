@@ -59,8 +59,8 @@ def read_captions(root: Path, source: str, column: str) -> tuple[dict[str, str],
         column: of metadata.jsonl.
     """
     if not root.is_dir():
-        found = f"{root} is {describe_file(root)}" if root.exists() else f"the folder {root} does not exist"
-        raise UserError(f"data.path: {found}: expected a folder of images with captions")
+        there = f"{root} is {describe_file(root)}" if root.exists() else f"the folder {root} does not exist"
+        raise UserError(f"data.path: {there}: expected a folder of images with captions")
     found = find_images(root)
     if not found.images:
         raise UserError(f"data.path: {root} holds no image that Pillow knows by its extension")

@@ -100,7 +100,6 @@ def find_system(name: str) -> Path:
                 f"{name} has no {part}: expected the folder of a StableDiffusionPipeline or "
                 "StableDiffusionXLPipeline, as save_pretrained writes it"
             )
-        read_settings(path / part)
     return path
 
 
@@ -120,8 +119,8 @@ def load_system(name: str, device: torch.device | str = "cpu") -> System:
     )
     check_channels(autoencoder, unet.config.in_channels)
     try:
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        scheduler = DDPMScheduler.from_config(read_settings(folder / "scheduler" / "scheduler_config.json"))
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{folder / 'scheduler'} cannot be used: {' '.join(str(error).split())}") from error
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise UserError(

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from gspn_dit import signals
-from gspn_dit.checkpoint import latest_checkpoint, newest_undamaged, read_state, rotate
+from gspn_dit.checkpoint import kept_steps, latest_checkpoint, newest_undamaged, read_state, rotate
 from gspn_dit.config import save_config
 from gspn_dit.data import Dataset, describe_dataset
 from gspn_dit.data.batches import Shares, Tensors
@@ -194,8 +194,7 @@ class Loop:
 
     def lost(self) -> str:
         """What leaving at once loses, for the message."""
-        kept = latest_checkpoint(self.run_dir)
-        step = read_state(kept)["step"] if kept else 0
+        step = kept_steps(self.run_dir)
         return f"steps {step + 1} to {self.step} are lost; the same command continues from step {step}"
 
     def train_step(self, batches: list[Tensors]) -> None:

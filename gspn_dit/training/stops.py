@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 from accelerate import Accelerator
 
-from gspn_dit.checkpoint import latest_checkpoint, read_state
+from gspn_dit.checkpoint import kept_steps
 from gspn_dit.errors import UserError
 
 T = TypeVar("T")
@@ -63,9 +63,8 @@ def keeping(run: Run, save: Callable[[], None] | None) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        kept = latest_checkpoint(run.run_dir)
         try:
-            if save and run.step > (read_state(kept)["step"] if kept else 0):
+            if save and run.step > kept_steps(run.run_dir):
                 save()
         except UserError as another:
             raise UserError(f"{error}; {another}") from error
