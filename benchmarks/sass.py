@@ -114,9 +114,25 @@ def line_loop(function: Function) -> range | None:
         begin = target(function, instruction)
         if begin is not None and begin < end:
             body = range(begin, end + 1)
-            if any(function.instructions[i].name == "LDGSTS" for i in body):
+            if any(function.instructions[i].name == "LDGSTS" for i in body) and end in within(function, body):
                 loops.append(body)
     return min(loops, key=len, default=None)
+
+
+def within(function: Function, body: range, lost: set[tuple[int, int]] = frozenset()) -> set[int]:
+    """What is reached from the first instruction without leaving `body`, and without the edges `lost`.
+
+    A branch back from code that lies behind the kernel's end, such as a vote's of a warp that has parted, is reached
+    from elsewhere, and closes no loop.
+    """
+    reached, waiting = set(), [body.start]
+    while waiting:
+        i = waiting.pop()
+        if i in reached or i not in body:
+            continue
+        reached.add(i)
+        waiting += [j for j in successors(function, i) if (i, j) not in lost]
+    return reached
 
 
 def lost_votes(function: Function, loop: range) -> set[tuple[int, int]]:
@@ -141,20 +157,14 @@ def successors(function: Function, i: int) -> list[int]:
     goes_to = target(function, instruction)
     if goes_to is None:
         return [] if instruction.name == "EXIT" and not instruction.predicate else [i + 1]
+    if instruction.code == "BRA.DIV":  # taken by a warp that has parted
+        return [goes_to, i + 1]
     return [goes_to, i + 1] if instruction.predicate else [goes_to]
 
 
 def counted(function: Function, loop: range) -> set[int]:
     """The instructions of the loop that are reached without a lost vote."""
-    lost = lost_votes(function, loop)
-    reached, waiting = set(), [loop.start]
-    while waiting:
-        i = waiting.pop()
-        if i in reached or i not in loop:
-            continue
-        reached.add(i)
-        waiting += [j for j in successors(function, i) if (i, j) not in lost]
-    return reached
+    return within(function, loop, lost_votes(function, loop))
 
 
 def shortest(function: Function, loop: range) -> int:

@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
     @property
     def threads(self) -> int:
-        return self.lanes * self.rows
+        return self.lanes * self.rows * (len(DIRECTIONS) if self.tiled else 1)
 
 
 def plan_of(

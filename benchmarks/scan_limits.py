@@ -60,16 +60,14 @@ def limits(
 ) -> Limits:
     """Of one kernel in bfloat16; `resident` blocks on a multiprocessor, `bandwidth` in bytes per second."""
     warps = -(-plan.threads // 32)
-    passes = len(DIRECTIONS) if plan.tiled else 1
-    lines = passes * plan.task_lines
-    items = plan.blocks * warps * lines * plan.run
+    items = plan.blocks * warps * plan.task_lines * plan.run
     rate = PROCESSORS * SCHEDULERS * MEGAHERTZ  # instructions in a microsecond
     waves = math.ceil(plan.blocks / (resident * PROCESSORS))
-    line = plan.run * LATENCY / plan.items_in_flight + BARRIER
+    line = plan.run * LATENCY / plan.items_in_flight + BARRIER * (2 if plan.tiled else 1)
     return Limits(
         moved / bandwidth * 1e6,
         items * instructions_of(shape, backward, plan, reads_out) / rate,
-        waves * lines * line,
+        waves * plan.task_lines * line,
     )
 
 

@@ -1,6 +1,7 @@
 // From a plan of the depthwise convolution to its kernel; `launch` as in scan_dispatch.cuh.
 #pragma once
 
+#include "block_threads.h"
 #include "conv_forward.cuh"
 #include "conv_gradient.cuh"
 
@@ -21,7 +22,7 @@ template <typename T, typename Launch>
 void start_forward(const ConvShape& s, const ConvPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
   with_kernel(s, plan, [&](auto size, auto usual) {
     const auto kernel = conv_forward_kernel<T, decltype(size)::value, decltype(usual)::value>;
-    launch(kernel, plan.blocks(), kThreads, 1, plan.shared_bytes, s, plan, tensors);
+    launch(kernel, plan.blocks(), BlockThreads{kThreads}, plan.shared_bytes, s, plan, tensors);
   });
 }
 
@@ -29,7 +30,7 @@ template <typename T, typename Launch>
 void start_gradient(const ConvShape& s, const ConvPlan& plan, const GradientPointers<T>& tensors, Launch& launch) {
   with_kernel(s, plan, [&](auto size, auto usual) {
     const auto kernel = conv_gradient_kernel<T, decltype(size)::value, decltype(usual)::value>;
-    launch(kernel, plan.blocks(), kThreads, 1, plan.shared_bytes, s, plan, tensors);
+    launch(kernel, plan.blocks(), BlockThreads{kThreads}, plan.shared_bytes, s, plan, tensors);
   });
 }
 
@@ -37,7 +38,7 @@ void start_gradient(const ConvShape& s, const ConvPlan& plan, const GradientPoin
 template <typename T, typename Launch>
 void start_sum(const ConvShape& s, const float* parts, int64_t count, T* dweight, T* dbias, Launch& launch) {
   const int64_t of_weights = s.channels * s.size * s.size, elements = of_weights + s.channels;
-  launch(conv_sum_kernel<T>, quotient(elements, kSumLanes), kSumLanes, kSumRows, kSumLanes * kSumRows * 4, parts, count,
+  launch(conv_sum_kernel<T>, quotient(elements, kSumLanes), BlockThreads{kSumLanes, kSumRows}, kSumLanes * kSumRows * 4, parts, count,
          of_weights, elements, dweight, dbias);
 }
 

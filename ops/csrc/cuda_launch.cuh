@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "block_threads.h"
 #include "cuda_check.h"
 
 namespace gspn {
@@ -30,10 +31,10 @@ struct StreamLaunch {
   cudaStream_t stream;
 
   template <typename Kernel, typename... Arguments>
-  void operator()(Kernel kernel, int64_t blocks, int lanes, int rows, int shared_bytes, const Arguments&... arguments) {
+  void operator()(Kernel kernel, int64_t blocks, BlockThreads threads, int shared_bytes, const Arguments&... arguments) {
     constexpr int without_opt_in = 48 * 1024;
     if (shared_bytes > without_opt_in) allow_shared_memory(reinterpret_cast<const void*>(kernel));
-    kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(lanes, rows), shared_bytes, stream>>>(arguments...);
+    kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(threads.x, threads.y, threads.z), shared_bytes, stream>>>(arguments...);
     check_cuda(cudaGetLastError());
   }
 };

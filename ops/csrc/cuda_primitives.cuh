@@ -197,6 +197,13 @@ __device__ __forceinline__ void write_copy(Shared to, const Packed<T, V>& packed
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(packed.words[0]) : "memory");
 }
 
+// A barrier for those whose condition holds, the same in all of a warp. Every thread of the block comes to one of them,
+// not all to the same.
+__device__ __forceinline__ void meet_if(bool here) {
+  const unsigned flag = here;
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p bar.sync 1;\n}" ::"r"(flag) : "memory");
+}
+
 // 2^x to 2 units in the last place; results below 2^-126 are 0.
 __device__ __forceinline__ float fast_exp2(float x) {
   float result;

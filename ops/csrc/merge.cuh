@@ -2,6 +2,7 @@
 // is 1. A thread takes V neighbouring channels of one pixel, in all directions.
 #pragma once
 
+#include "block_threads.h"
 #include "cuda_primitives.cuh"
 #include "merge_shape.h"
 
@@ -114,7 +115,7 @@ template <typename T, typename Launch>
 void start_merge(const MergeShape& s, int vector, const T* h, const T* u, T* y, Launch& launch) {
   with_merge_vector<T>(vector, [&](auto constant) {
     const auto kernel = merge_forward_kernel<T, decltype(constant)::value>;
-    launch(kernel, merge_blocks(s, vector), kMergeThreads, 1, 0, s, h, u, y);
+    launch(kernel, merge_blocks(s, vector), BlockThreads{kMergeThreads}, 0, s, h, u, y);
   });
 }
 
@@ -123,7 +124,7 @@ void start_merge_backward(const MergeShape& s, int vector, const T* grad_y, cons
                           Launch& launch) {
   with_merge_vector<T>(vector, [&](auto constant) {
     const auto kernel = merge_backward_kernel<T, decltype(constant)::value>;
-    launch(kernel, merge_blocks(s, vector), kMergeThreads, 1, 0, s, grad_y, h, u, dh, du);
+    launch(kernel, merge_blocks(s, vector), BlockThreads{kMergeThreads}, 0, s, grad_y, h, u, dh, du);
   });
 }
 

@@ -35,7 +35,7 @@ struct Backward {
   const BackwardPointers<T>& tensors;
   const int k;
   const Walk walk;
-  int lines, own_lines, position, first_pixel;
+  int plane, lines, own_lines, position, first_pixel;
   int part;  // which of its group's sums this thread writes; -1: none
   int64_t x_start, lam_start, logits_start;  // bytes of the first pixel
 
@@ -43,8 +43,9 @@ struct Backward {
                                       int direction, unsigned tile)
       : p(parameters), tensors(pointers), k(direction), walk(parameters.walks[direction].in_registers()) {
     const Task<V> task(p, walk.lines, tile);
+    plane = Single ? threadIdx.z : 0;
     position = task.position;
-    lines = min(p.task_lines, walk.lines);
+    lines = Single && p.tiled ? p.task_lines : min(p.task_lines, walk.lines);
     own_lines = task.exists && position < walk.length ? min(lines, walk.lines - task.first_line) : 0;
     first_pixel = walk.start + (task.first_line + lines - 1) * walk.line_stride + position * walk.position_stride;
     const int heads = p.channels / p.groups, group = task.channel / heads;
@@ -126,9 +127,14 @@ struct Backward {
         dx[part][i] = g[part][i] * in.lam.get(v);
       }
     }
-    if (!there) return;
-    store_rounded<T, V>(to.dlam.get(item.pixel, p.lam_stride), dlam);
-    store_dx(item, to.dx, dx);
+    if (there) store_rounded<T, V>(to.dlam.get(item.pixel, p.lam_stride), dlam);
+    const auto store = [&] {
+      if (there) store_dx(item, to.dx, dx);
+    };
+    if constexpr (Single)
+      to.dx.tile.take_turn(store);
+    else
+      store();
   }
 
   __device__ __forceinline__ void store_dx(const Items& item, const DxTarget<T, Single>& to,
@@ -137,14 +143,14 @@ struct Backward {
     float all[V];
 #pragma unroll
     for (int part = 0; part < kParts; part++) {
-      if (to.to_part)
-        store_floats(reinterpret_cast<float*>(at) + part * kWidth, dx[part]);
-      else
-        to.tile.sum(item.pixel, part, dx[part]);
+      if constexpr (Single) to.tile.sum(item.lines, part, dx[part]);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) all[part * kWidth + i] = dx[part][i];
     }
-    if (!to.to_part && !to.tile.keeps) store_rounded<T, V>(reinterpret_cast<T*>(at), all);
+    if (Single && to.tile.keeps(item.lines)) return;
+    if (!to.to_part) return store_rounded<T, V>(reinterpret_cast<T*>(at), all);
+#pragma unroll
+    for (int part = 0; part < kParts; part++) store_floats(reinterpret_cast<float*>(at) + part * kWidth, dx[part]);
   }
 
   // A logit of a neighbour that does not exist has no gradient, not even a rounding error.
@@ -260,14 +266,12 @@ struct Backward {
   }
 
   __device__ __forceinline__ DxTarget<T, Single> dx_target() const {
-    // A thread without lines of its own has no dx: said here, the compiler keeps these flags in predicates.
-    const bool to_part = tensors.dx_parts[0], sums = p.tiled && p.directions > 1 && own_lines > 0;
+    const bool to_part = tensors.dx_parts[0];
     const int scale = to_part ? sizeof(float) / sizeof(T) : 1, stride = p.x_stride * scale;
     char* first = to_part ? reinterpret_cast<char*>(tensors.dx_parts[k]) : reinterpret_cast<char*>(tensors.dx);
-    return {follow(first, x_start * scale, stride),
-            Tile<Single>::template of<V>(p.tile_offset, first_pixel, -walk.line_stride, sums && k > 0,
-                                         sums && k + 1 < p.directions),
-            stride, to_part};
+    DxTarget<T, Single> to{follow(first, x_start * scale, stride), {}, stride, to_part};
+    if constexpr (Single) to.tile = Tile::of<V, -1>(p, walk, first_pixel, position, p.tiled && p.directions > 1);
+    return to;
   }
 
   // h of the last line, which no item before it has copied.
@@ -285,10 +289,10 @@ struct Backward {
     Items item(lines, last_restart, first_pixel), ahead = item;
     BackwardSource<T, Single> from = source();
     BackwardTarget<T, Single> to = target();
-    Place ring(p.ring_offset);
+    Place ring(p.ring_offset, plane);
     const int n = position;
-    const Shared beside[2] = {ring.fields_of(n > 0 ? -static_cast<int>(blockDim.x) : 0),
-                              ring.fields_of(n + 1 < walk.length ? blockDim.x : 0)};
+    const Shared beside[2] = {ring.fields_of(n > 0 ? -static_cast<int>(blockDim.x) : 0, plane),
+                              ring.fields_of(n + 1 < walk.length ? blockDim.x : 0, plane)};
     Words words(ring.words, offset(tensors.logits, logits_start), p.groups, p.logits_stride, first_pixel,
                 -walk.line_stride);
     const auto stage_next = [&] {
@@ -301,10 +305,10 @@ struct Backward {
       stage_next();
       ring.advance();
     }
-    State state(run());
+    State state(run(), plane);
     Packed<T, V> own_h;
     load_last_h(own_h);
-    for (int steps = lines * run(); steps > 0; steps--) {
+    while (item.lines > 0) {
       wait_for_copies<kStages - 2>();
       if (item.place == 0) __syncthreads();
       stage_next();
@@ -314,17 +318,15 @@ struct Backward {
       words.move_to(item.pixel);
       to.advance();
     }
-    wait_for_copies<0>();  // the next direction's fill the same places
-    __syncthreads();
   }
 };
 
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic, bool ReadsOut>
 __device__ __forceinline__ void backward_of(const ScanParameters& p, const BackwardPointers<T>& tensors) {
-  const int first = p.tiled ? 0 : blockIdx.x % p.directions, end = p.tiled ? p.directions : first + 1;
-  const int tile = p.tiled ? blockIdx.x : blockIdx.x / p.directions;
-  for (int k = first; k < end; k++)
-    Backward<T, V, Grouped, Single, RowStochastic, ReadsOut>(p, tensors, k, tile).scan();
+  const bool tiled = Single && p.tiled;
+  const unsigned block = blockIdx.x, directions = p.directions, before = block / directions;
+  const unsigned k = tiled ? threadIdx.z : block - before * directions;
+  Backward<T, V, Grouped, Single, RowStochastic, ReadsOut>(p, tensors, k, tiled ? block : before).scan();
 }
 
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>

@@ -37,13 +37,13 @@ struct BackwardSource {
 template <typename T, bool Single>
 struct DxTarget {
   Pointer<char, Single> at;  // of the part, or of dx
-  Tile<Single> tile;
+  Tile tile;  // Single
   int stride;  // bytes from pixel to pixel
   bool to_part;
 
   __device__ __forceinline__ void advance() {
     at.advance();
-    tile.advance();
+    if constexpr (Single) tile.advance();
   }
 };
 

@@ -1,4 +1,4 @@
-// From a plan to the kernel that carries it out. `launch(kernel, blocks, lanes, rows, shared_bytes, arguments...)`
+// From a plan to the kernel that carries it out. `launch(kernel, blocks, threads, shared_bytes, arguments...)`
 // starts it: on a GPU in scan_launch.cuh, on the host in tests/ops/emulation.
 #pragma once
 
@@ -62,14 +62,14 @@ void forward_scan_of(const ScanShape& s, const ScanPlan& plan, const ForwardPoin
     constexpr int V = decltype(vector)::value;
     const auto kernel = plan.single() ? scan_forward_kernel<T, V, Grouped, true, RowStochastic>
                                       : scan_forward_kernel<T, V, Grouped, false, RowStochastic>;
-    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
+    launch(kernel, plan.blocks, plan.block(), plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   });
 }
 
 template <typename T, bool Grouped, bool RowStochastic, typename Launch>
 void backward_scan_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
   const auto start = [&](auto kernel) {
-    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
+    launch(kernel, plan.blocks, plan.block(), plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   };
   if (plan.single())
     with_vector<T, widest_backward(Grouped, true)>(plan.vector, [&](auto vector) {
@@ -86,7 +86,7 @@ void sum_parts(const float* parts, int64_t elements, int count, int64_t inner, i
   const int vector = inner == 1 && elements % 4 == 0 ? 4 : 1;
   const int64_t blocks = (elements / vector + 255) / 256;
   const auto kernel = vector == 4 ? sum_parts_kernel<T, 4> : sum_parts_kernel<T, 1>;
-  launch(kernel, blocks, 256, 1, 0, parts, elements, count, inner, outer, out);
+  launch(kernel, blocks, BlockThreads{256}, 0, parts, elements, count, inner, outer, out);
 }
 
 // Calls `body` with the widths of the kernels that read out on the spot.
@@ -100,7 +100,7 @@ void with_wide_vector(int vector, Body&& body) {
 template <typename T, typename Launch>
 void forward_mix(const ScanShape& s, const ScanPlan& plan, const ForwardPointers<T>& tensors, Launch& launch) {
   const auto start = [&](auto kernel) {
-    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
+    launch(kernel, plan.blocks, plan.block(), plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   };
   with_wide_vector<T, 8>(plan.vector, [&](auto vector) {
     constexpr int V = decltype(vector)::value;
@@ -123,7 +123,7 @@ void forward_scan(const ScanShape& s, const ScanPlan& plan, const ForwardPointer
 template <typename T, typename Launch>
 void backward_mix_of(const ScanShape& s, const ScanPlan& plan, const BackwardPointers<T>& tensors, Launch& launch) {
   const auto start = [&](auto kernel) {
-    launch(kernel, plan.blocks, plan.lanes, plan.rows, plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
+    launch(kernel, plan.blocks, plan.block(), plan.shared_bytes, parameters_of(s, plan, sizeof(T)), tensors);
   };
   if (grouped(s))
     with_wide_vector<T, widest_backward(true, true)>(plan.vector, [&](auto vector) {

@@ -34,8 +34,8 @@ struct ForwardState {
   Part after[kParts];                // at n + 1
   Part rolled[Single ? 1 : kParts];  // at n - 1, when that is in the run
 
-  __device__ __forceinline__ explicit ForwardState(int run)
-      : parity(0), parities(kEdges * kParts * slots.part_stride) {
+  __device__ __forceinline__ ForwardState(int run, int plane)
+      : slots(Single ? kRun : kRun + run, plane), parity(0), parities(kEdges * kParts * slots.part_stride) {
     slots.clear_all(Single ? kRun : kRun + run);
   }
 
@@ -91,7 +91,7 @@ struct ForwardSource {
 template <typename T, bool Single>
 struct ForwardTarget {
   Pointer<T, Single> h, y;
-  Tile<Single> sum;
+  Tile sum;
 
   __device__ __forceinline__ void advance() {
     h.advance(), y.advance(), sum.advance();
@@ -108,18 +108,19 @@ struct Forward {
   static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts;
   const ScanParameters& p;
   const Walk walk;
-  int lines, own_lines, first_line, position;
+  int plane, lines, own_lines, first_line, position;
   const T *x, *lam, *logits, *u;  // of the first pixel
   T *h, *y;
-  bool gated, keeps_states, adds, keeps_sum;  // ReadsOut
+  bool gated, keeps_states;  // ReadsOut
 
   __device__ __forceinline__ Forward(const ScanParameters& parameters, const ForwardPointers<T>& tensors, int k,
                                      unsigned tile)
       : p(parameters), walk(parameters.walks[k].in_registers()) {
     const Task<V> task(p, walk.lines, tile);
+    plane = ReadsOut ? k : 0;
     first_line = task.first_line;
     position = task.position;
-    lines = min(p.task_lines, walk.lines);
+    lines = ReadsOut ? p.task_lines : min(p.task_lines, walk.lines);
     own_lines = task.exists && position < walk.length ? min(lines, walk.lines - first_line) : 0;
     const int64_t image = task.image * p.pixels;
     const int group = task.channel / (p.channels / p.groups);
@@ -131,7 +132,6 @@ struct Forward {
       u = offset(tensors.u, lam_start);
       y = offset(tensors.y, image * p.x_stride) + task.channel;
       gated = tensors.u, keeps_states = tensors.h;
-      adds = k > 0, keeps_sum = k + 1 < p.directions;
     }
     logits = offset(tensors.logits, image * p.logits_stride) + k * 3 * p.groups + group;
   }
@@ -210,11 +210,11 @@ struct Forward {
 #pragma unroll
       for (int i = 0; i < kWidth; i++)
         if (gated) states[part][i] *= in.u.get(part * kWidth + i);
-      to.sum.sum(item.pixel, part, states[part]);
+      to.sum.sum(item.lines, part, states[part]);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) all[part * kWidth + i] = states[part][i];
     }
-    if (keeps_sum) return;
+    if (to.sum.keeps(item.lines)) return;
     Packed<T, V> rounded;
     rounded.set_all(all);
     store_packed<T, V>(to.y.get(item.pixel, p.x_stride), rounded);
@@ -248,7 +248,11 @@ struct Forward {
         rounded.set_all(state);
         store_packed<T, V>(to.h.get(item.pixel, p.lam_stride), rounded);
       }
-      if constexpr (ReadsOut) read_out(item, ring, in, to, carried);
+    }
+    if constexpr (ReadsOut) {
+      to.sum.take_turn([&] {
+        if (exists(item)) read_out(item, ring, in, to, carried);
+      });
     }
     if (item.place + 1 == run()) past.end_line();
   }
@@ -266,8 +270,8 @@ struct Forward {
         follow(logits + 2 * p.groups, p.logits_stride)}};
     ForwardTarget<T, Single> to{follow(h, p.lam_stride), follow(y, p.x_stride), {}};
     if constexpr (ReadsOut)
-      to.sum = Tile<Single>::template of<V>(p.tile_offset, item.pixel, walk.line_stride, adds, keeps_sum);
-    typename Inputs::Place ring(p.ring_offset);
+      to.sum = Tile::of<V, 1>(p, walk, item.pixel, position, p.directions > 1);
+    typename Inputs::Place ring(p.ring_offset, plane);
     Words words(ring.words, logits, p.groups, p.logits_stride, item.pixel, walk.line_stride);
     const auto stage_next = [&] {
       stage(ahead, source, ring);
@@ -276,15 +280,14 @@ struct Forward {
     };
 #pragma unroll
     for (int i = 0; i < kStages; i++) stage_next();
-    State past(run());
-    for (int steps = lines * run(); steps > 0; steps--) {
+    State past(run(), plane);
+    while (item.lines > 0) {
       step(item, ring, words, to, past);
       stage_next();
       item.advance(walk, run(), period);
       to.advance();
       words.move_to(item.pixel);
     }
-    if constexpr (ReadsOut) wait_for_copies<0>();  // the next direction's fill the same places
   }
 };
 
@@ -299,8 +302,7 @@ __global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, Sin
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
 __global__ void __maxnreg__(mix_register_limit(false, Grouped, sizeof(T) * V))
     mix_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
-  for (int k = 0; k < p.directions; k++)
-    Forward<T, V, Grouped, Single, RowStochastic, true>(p, tensors, k, blockIdx.x).scan();
+  Forward<T, V, Grouped, Single, RowStochastic, true>(p, tensors, threadIdx.z, blockIdx.x).scan();
 }
 
 }  // namespace gspn

@@ -16,7 +16,8 @@ struct BackwardState {
   int parity, parities;  // bytes before the edges of the line after; of a line's and the next one's
   Part pending[kParts];  // Single: c_0 of the line after; otherwise c_+1 of the place before
 
-  __device__ __forceinline__ explicit BackwardState(int run) : parity(0), parities(2 * kParts * slots.part_stride) {
+  __device__ __forceinline__ BackwardState(int run, int plane)
+      : slots(Single ? kRun : kRun + run, plane), parity(0), parities(2 * kParts * slots.part_stride) {
 #pragma unroll
     for (int part = 0; part < kParts; part++) clear(pending[part]);
     slots.clear_all(Single ? kRun : kRun + run);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "block_threads.h"
 #include "scan_shape.h"
 
 namespace gspn {
@@ -23,7 +24,8 @@ struct ScanPlan {
   int rows = 0;    // threads along a line
   int run = 0;     // positions of a line in each thread
   int segments = 1;     // segments that a task walks over, one after the other
-  bool tiled = false;   // a block does all directions and keeps their sum, dx or y, in shared memory
+  bool tiled = false;   // a block does all directions at once and keeps their sum, dx or y, in shared memory
+  int planes = 1;       // threads for the directions of a block
   int group_lanes = 1;  // backward: lanes whose logit gradients are summed by shuffles
   int parts = 1;        // backward: partial sums left for each logit's gradient
   int tile_offset = 0;    // floats of shared memory before that sum
@@ -31,7 +33,8 @@ struct ScanPlan {
   int shared_bytes = 0;
   int64_t blocks = 0;
 
-  int threads() const { return lanes * rows; }
+  BlockThreads block() const { return {lanes, rows, planes}; }
+  int threads() const { return block().count(); }
   int warps() const { return (threads() + 31) / 32; }
   bool single() const { return run == 1; }
 };
@@ -55,7 +58,7 @@ inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 // Registers that a kernel may use: the least for which the compiler spills nothing (tests/ops/test_cuda_build.py).
 constexpr int register_limit(bool backward, bool shares_groups, int access_bytes, int vector, bool single) {
   if (vector == 1) return backward ? 80 : 64;
-  if (backward) return access_bytes < 16 && single ? 96 : 128;
+  if (backward) return 128;
   if (access_bytes < 16) return single ? 64 : 80;
   return shares_groups ? (single ? 64 : vector == 8 ? 128 : 80) : !single && vector == 8 ? 128 : 96;
 }
@@ -104,16 +107,30 @@ inline int64_t task_lines(const ScanShape& s, const ScanPlan& plan) {
   return std::min(std::min(s.segment, lines) * plan.segments, lines);
 }
 
+// Whether one block can do all directions at once: of four on a map of even sides no two that run against each other
+// ever meet at a pixel. Those that cross may, and take turns (scan_tile.cuh).
+inline bool tiles(const ScanShape& s) {
+  if (s.directions == 1) return true;
+  int distinct = 0;
+  for (int k = 0; k < s.directions; k++) distinct |= 1 << s.codes[k];
+  return s.directions == 4 && distinct == 15 && s.height % 2 == 0 && s.width % 2 == 0;
+}
+
 inline void complete_plan(const ScanShape& s, bool backward, int element_bytes, ScanPlan& plan) {
   const Extent extent(s);
   plan.rows = static_cast<int>((extent.length + plan.run - 1) / plan.run);
-  if (plan.tiled) plan.segments = static_cast<int>(extent.segments);
+  if (plan.tiled) {
+    plan.segments = static_cast<int>(extent.segments);
+    plan.planes = static_cast<int>(s.directions);
+    if (plan.planes > 1)  // warps that take their turn as one: whole ones for each direction
+      while (plan.lanes * plan.rows % 32 != 0) plan.rows++;
+  }
   const int64_t tasks = (extent.segments + plan.segments - 1) / plan.segments;
   const int64_t tiles = (s.batch * tasks * (s.channels / plan.vector) + plan.lanes - 1) / plan.lanes;
   plan.blocks = plan.tiled ? tiles : tiles * s.directions;
   const int edges = backward || !plan.single() ? 4 : 2;
   const int64_t slots = edges + (plan.single() ? 0 : plan.run);
-  int64_t floats = slots * plan.vector * plan.lanes * (plan.rows + 2);
+  int64_t floats = slots * plan.vector * plan.lanes * (plan.rows + 2) * plan.planes;
   plan.tile_offset = static_cast<int>(floats);
   if (plan.tiled && s.directions > 1) floats += s.pixels() * plan.vector * plan.lanes;
   floats = (floats + 3) / 4 * 4;
@@ -156,18 +173,18 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   if (per_processor == 0) return -1;
 
   double block_bytes = bytes_per_element(s, backward, element_bytes, plan.tiled);
-  block_bytes *= plan.lanes * plan.vector * extent.length;
+  block_bytes *= plan.planes * plan.lanes * plan.vector * extent.length;
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
-  // As counted in the machine code (benchmarks/sass.py): forward 160 and 143, backward 395 and 394 for V = 4 and 8; a
-  // read-out adds 47 to 61 and 77 to 86.
+  // As counted in the machine code (benchmarks/sass.py): forward 160 and 146, backward 396 and 391 for V = 4 and 8; a
+  // read-out adds 48 to 55 and 72 to 76.
   const double per_channel = (grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26)) + (s.reads_out ? 7.5 : 0);
   const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) +
                               (s.reads_out ? 22 : 0) + per_channel * plan.vector;
-  const double at_start = backward ? 800 : 500;
+  const double at_start = backward ? 700 : 500;
   const double waiting = latency / kInFlight;
   const double item = std::max(waiting, 2 * instructions / cycles_per_microsecond);
-  const double alone = plan.run * item + barrier;
+  const double alone = plan.run * item + barrier * (plan.planes > 1 ? 2 : 1);
   const double alone_at_start = latency + 2 * at_start / cycles_per_microsecond;
   const double state = plan.single() ? 1 : 1.05;  // a run's state is in shared memory, not in registers
   const auto wave = [&](int64_t blocks) {
@@ -183,9 +200,8 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
     const double warps_there = std::ceil(static_cast<double>(blocks) / device.multiprocessors) * warps;
     return std::max(alone_at_start, warps_there * at_start / (schedulers * cycles_per_microsecond));
   };
-  const double scans = plan.tiled ? static_cast<double>(s.directions) : 1;
   const double lines = static_cast<double>(task_lines(s, plan));
-  const auto together = [&](int64_t blocks) { return scans * (state * lines * wave(blocks) + start(blocks)); };
+  const auto together = [&](int64_t blocks) { return state * lines * wave(blocks) + start(blocks); };
   return full * together(slots) + (rest > 0 ? together(rest) : 0);
 }
 
@@ -199,6 +215,7 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
   const int64_t length = extent.length;
   const auto consider = [&](int vector, int lanes, int64_t run, bool tiled, int64_t segments) {
     if (s.reads_out && (run > 1 || vector == 1 || (!backward && !tiled))) return;
+    if (tiled && (run > 1 || !tiles(s))) return;
     if (run > length || !vector_fits(s, backward, run == 1, element_bytes, alignment, vector)) return;
     ScanPlan plan;
     plan.vector = vector;

@@ -19,11 +19,15 @@ struct Ring {
   Shared words;      // and of the first word
   int place;         // bytes to the one at hand
 
-  __device__ __forceinline__ explicit Ring(int floats_before) : place(0) {
+  __device__ __forceinline__ Ring(int floats_before, int plane) : place(0) {
     const Shared first = shared_memory() + floats_before * 4;
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    const int thread = number(plane);
     fields = first + of_thread(thread, kAccess);
     words = first + kWarp * Fields * kAccess + of_thread(thread, 4);
+  }
+
+  static __device__ __forceinline__ int number(int plane) {
+    return (plane * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
   }
 
   static __device__ __forceinline__ int of_thread(int thread, int bytes) {
@@ -31,8 +35,8 @@ struct Ring {
   }
 
   // `fields` of the thread that many after this one.
-  __device__ __forceinline__ Shared fields_of(int threads) const {
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  __device__ __forceinline__ Shared fields_of(int threads, int plane) const {
+    const int thread = number(plane);
     return fields + (of_thread(thread + threads, kAccess) - of_thread(thread, kAccess));
   }
 

@@ -1,9 +1,10 @@
 // Which part of the scan a CUDA thread does, and how it walks there.
 //
-// A block is (lanes, rows) threads. A lane is V neighbouring channels of one image, in some of its segments when the
-// pass restarts; the rows of a block share out the positions of a line, `run` positions each. So neighbouring threads
+// A block is (lanes, rows, planes) threads. A lane is V neighbouring channels of one image, in some of its segments when
+// the pass restarts; the rows of a block share out the positions of a line, `run` positions each. So neighbouring threads
 // take neighbouring channels, every access is coalesced in every direction, and a step from line to line needs from
-// the other threads only the edges of their runs, through shared memory with one barrier.
+// the other threads only the edges of their runs, through shared memory with one barrier. A block does one direction, or,
+// tiled, all of them at once: each has a plane.
 #pragma once
 
 #include "cuda_primitives.cuh"
@@ -27,7 +28,7 @@ struct ScanParameters {
   int task_lines;   // lines of a task: whole periods
   bool sigmoid;     // the normalisation, where it is not row-stochastic: sigmoid or none
   int run;          // positions of a line in one thread
-  bool tiled;       // a block does all directions and sums dx, or y, in shared memory
+  bool tiled;       // a block does all directions at once and sums dx, or y, in shared memory
   int tile_offset;  // floats of shared memory before that sum
   int ring_offset;  // floats of shared memory before the ring
   Walk walks[4];
@@ -112,11 +113,13 @@ struct Slots {
   int part_stride;  // bytes from part to part
   int row_stride;   // bytes to the same lane in the next row
 
-  // Before the first row and after the last there is one more, which stays 0.
-  __device__ __forceinline__ Slots() {
+  // So many slots of each thread, its plane's behind those of the planes before. Before the first row and after the last
+  // there is one more, which stays 0.
+  __device__ __forceinline__ Slots(int slots, int plane) {
     row_stride = blockDim.x * kWidth * 4;
     part_stride = row_stride * (blockDim.y + 2);
-    mine = shared_memory() + threadIdx.x * (kWidth * 4) + (threadIdx.y + 1) * row_stride;
+    mine = shared_memory() + threadIdx.x * (kWidth * 4) + (threadIdx.y + 1) * row_stride +
+           plane * slots * kParts * part_stride;
   }
 
   __device__ __forceinline__ Shared at(int slot, int part) const { return mine + (slot * kParts + part) * part_stride; }

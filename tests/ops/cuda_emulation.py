@@ -76,7 +76,7 @@ class PlanReport(NamedTuple):
 
     @property
     def threads(self) -> int:
-        return self.lanes * self.rows
+        return self.lanes * self.rows * (4 if self.tiled else 1)
 
 
 class Mutation(NamedTuple):
@@ -149,7 +149,16 @@ def load_emulation(folder: Path, kernels: tuple[str, ...]) -> ctypes.CDLL:
 def emulator() -> Path:
     """The emulation itself, which has no kernel: compiled once for all libraries of a process."""
     target = Path(SCRATCH.name) / "emulation.o"
-    command = [*COMPILER, "-O1", f"-I{EMULATION}", "-c", str(EMULATION / "emulation.cpp"), "-o", str(target)]
+    command = [
+        *COMPILER,
+        "-O1",
+        f"-I{SOURCES}",
+        f"-I{EMULATION}",
+        "-c",
+        str(EMULATION / "emulation.cpp"),
+        "-o",
+        str(target),
+    ]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return target
 

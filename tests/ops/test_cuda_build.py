@@ -89,7 +89,7 @@ def test_registers_are_as_the_plan_believes(kernels):
         elif kernel.vector == 1 or kernel.pass_ == "sum_parts":
             limit = 80 if kernel.pass_ == "scan_backward" else 64
         elif kernel.pass_ == "scan_backward":
-            limit = 96 if kernel.single and not wide else 128
+            limit = 128
         elif not wide:
             limit = 64 if kernel.single else 80
         else:

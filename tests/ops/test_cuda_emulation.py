@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ops.arguments import NORMALIZATIONS
+from ops.arguments import DIRECTIONS, NORMALIZATIONS
 from ops.reference import gspn_scan_reference
 from tests.ops.cases import SHAPES, SUBSETS, widened
 from tests.ops.cuda_emulation import (
@@ -39,7 +39,7 @@ def compare(library, scan, dtype, forward=AS_PLANNED, backward=AS_PLANNED, scale
         assert_near(actual, gradient, name)
 
 
-# Plans that between them take every branch: (vector, lanes, run, tiled), forward and backward.
+# Plans that between them take every branch but of tiled ones: (vector, lanes, run), forward and backward.
 PLANS = {
     "a position a thread": (Plan(4, 4, 1), Plan(4, 4, 1)),
     "lanes that outnumber the channels": (Plan(4, 16, 1), Plan(4, 16, 1)),
@@ -51,8 +51,7 @@ PLANS = {
     "runs longer than lines": (Plan(4, 2, 11), Plan(4, 2, 11)),
     "tasks of two segments": (Plan(4, 4, 1, False, 2), Plan(4, 4, 1, False, 2)),
     "tasks of all segments, runs": (Plan(1, 8, 2, False, 9), Plan(4, 4, 3, False, 9)),
-    "tiled": (Plan(4, 4, 1), Plan(4, 4, 1, True)),
-    "tiled runs": (Plan(1, 4, 2), Plan(1, 4, 3, True)),
+    "runs of two, single channels": (Plan(1, 4, 2), Plan(1, 4, 2)),
 }
 
 
@@ -61,6 +60,46 @@ PLANS = {
 @pytest.mark.parametrize("segment", [0, 3], ids="segment={}".format)
 def test_plans(library, plans, groups, segment):
     compare(library, Scan(2, 5, 8, 24, groups, segment=segment), torch.float32, *plans)
+
+
+ALL_AT_ONCE = {
+    "as wide as high": (8, 8, Plan(4, 4, 1, True)),
+    "wider": (6, 8, Plan(4, 4, 1, True)),
+    "higher": (16, 2, Plan(4, 2, 1, True)),
+    "two lines": (2, 8, Plan(4, 8, 1, True)),
+    "lanes that outnumber the channels": (8, 4, Plan(4, 16, 1, True)),
+    "one lane": (4, 32, Plan(4, 1, 1, True)),
+    "rows without a position": (10, 6, Plan(4, 4, 1, True)),
+    "single channels": (6, 8, Plan(1, 16, 1, True)),
+}
+
+
+@pytest.mark.parametrize("sizes", ALL_AT_ONCE.values(), ids=ALL_AT_ONCE.keys())
+@pytest.mark.parametrize("groups", [24, 2], ids="groups={}".format)
+@pytest.mark.parametrize("segment", [0, 3], ids="segment={}".format)
+def test_all_directions_at_once(library, sizes, groups, segment):
+    height, width, plan = sizes
+    for directions in (DIRECTIONS, ("up", "left", "down", "right")):
+        scan = Scan(2, height, width, 24, groups, directions, segment)
+        compare(library, scan, torch.float32, backward=plan)
+
+
+@pytest.mark.parametrize(
+    "sizes, directions",
+    [
+        ((5, 8), DIRECTIONS),
+        ((8, 5), DIRECTIONS),
+        ((8, 8), DIRECTIONS[:2]),
+        ((8, 8), (*DIRECTIONS[:3], "right")),
+    ],
+    ids=["odd height", "odd width", "two directions", "one twice"],
+)
+def test_directions_that_cannot_go_at_once(library, sizes, directions):
+    scan = Scan(2, *sizes, 8, 8, directions)
+    x, lam, logits = scan.inputs(torch.float32)
+    with pytest.raises(AssertionError, match="cannot do all directions"):
+        run_backward(library, scan, [lam, x, lam, logits, lam], Plan(4, 4, 1, True))
+    assert not make_plan(library, scan, True, torch.float32).tiled
 
 
 @pytest.mark.parametrize("directions", [("left",), ("up", "right", "left")], ids=str)
@@ -77,9 +116,10 @@ def test_logits_in_either_half_of_a_word(library, directions, groups):
 @pytest.mark.parametrize("vector", [8, 4, 1], ids="vector={}".format)
 @pytest.mark.parametrize("run", [1, 3], ids="run={}".format)
 def test_half_precision(library, dtype, groups, vector, run):
-    widest = 8 if run == 1 and groups < 32 else 4
-    backward = Plan(min(vector, widest), 2, run, tiled=run == 3)
-    compare(library, Scan(2, 6, 5, 32, groups, segment=4), dtype, Plan(vector, 2, run), backward)
+    widest = min(vector, 8 if run == 1 and groups < 32 else 4)
+    compare(library, Scan(2, 6, 5, 32, groups, segment=4), dtype, Plan(vector, 2, run), Plan(widest, 2, run))
+    if run == 1:
+        compare(library, Scan(2, 6, 8, 32, groups, segment=4), dtype, backward=Plan(widest, 4, 1, True))
 
 
 @pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS.keys())
@@ -227,7 +267,7 @@ def test_mutations_are_noticed(mutations, tmp_path):
             assert_near(actual, expected, name)
 
 
-TILED = Plan(4, 16, 1, True)
+TILED = Plan(4, 8, 1, True)
 WITH_SCRATCH = Plan(4, 4, 1)  # of dx by direction, and, with one group, of parts of dlogits
 
 
@@ -251,14 +291,46 @@ def compare_last_images(library, groups, plan):
         assert_near(actual, gradient, name)
 
 
-def test_copies_left_in_flight_between_directions_are_noticed(tmp_path):
-    mutation = Mutation("scan_backward.cuh", "wait_for_copies<0>();", "", "copy in flight")
+TURNS = {
+    "no turns": Mutation("scan_tile.cuh", "tile.goes = sums && !second", "tile.goes = sums", "deadlock"),
+    "the second turn at once": Mutation(
+        "scan_tile.cuh",
+        "meet_if(waits);\n    body();",
+        "body();\n    meet_if(waits);",
+        "shared memory",
+    ),
+    "a plane's threads in one ring": Mutation(
+        "scan_ring.cuh", "(plane * blockDim.y + threadIdx.y)", "threadIdx.y", "memory|copy"
+    ),
+    "a plane's slots": Mutation("scan_task.cuh", "plane * slots * kParts", "plane * kParts", "memory"),
+    "the first one later": Mutation(
+        "scan_tile.cuh", "far_end + second, half + 1", "far_end, half + 1", "^dx|memory"
+    ),
+    "the first one of those that run against each other": Mutation(
+        "scan_tile.cuh", "half + 1)", "0)", "^dx|memory"
+    ),
+    "the last one earlier": Mutation(
+        "scan_tile.cuh", "min(near_end + second, half)", "min(near_end, half)", "write|^dx|never"
+    ),
+    "the last one of those that run against each other": Mutation(
+        "scan_tile.cuh", "min(near_end + second, half)", "near_end + second", "write|^dx"
+    ),
+    "lines of one direction alone": Mutation(
+        "scan_backward.cuh", "lines = Single && p.tiled ? p.task_lines :", "lines =", "deadlock|memory"
+    ),
+}
+
+
+@pytest.mark.parametrize("mutation", TURNS.values(), ids=TURNS.keys())
+def test_mistakes_in_step_are_noticed(mutation, tmp_path):
     library = compile_emulation(tmp_path, mutated([*VECTORS_OF_4, mutation]), **ONLY_FLOAT)
-    scan = Scan(1, 4, 4, 8, 8)
-    inputs = scan.inputs(torch.float32)
-    h = run_forward(library, scan, inputs)
     with pytest.raises(AssertionError, match=mutation.noticed):
-        run_backward(library, scan, [h, *inputs, h], Plan(4, 2, 1, True))
+        compare_tiled(library)
+
+
+def compare_tiled(library):
+    for sizes in ((8, 8), (6, 8), (8, 4)):
+        compare(library, Scan(1, *sizes, 16, 16), torch.float32, backward=Plan(4, 4, 1, True))
 
 
 NARROW = (
@@ -290,85 +362,9 @@ def test_what_the_mutations_change_is_right_without_them(tmp_path):
     plan = Plan(4, 2, 1)
     library = compile_emulation(tmp_path / "float32", mutated(VECTORS_OF_4), **ONLY_FLOAT)
     compare(library, Scan(2, 5, 9, 8, 8, segment=3), torch.float32, plan, plan)
+    compare_tiled(library)
     library = compile_emulation(
         tmp_path / "bfloat16", mutated(VECTORS_OF_4), **ONE_TYPE, dtypes=(torch.bfloat16,)
     )
     for plan in (TILED, WITH_SCRATCH):
         compare_last_images(library, 1, plan)
-
-
-def report(library, scan, backward=False, dtype=torch.bfloat16, **limits):
-    return make_plan(library, scan, backward, dtype, **limits)
-
-
-def test_plan_takes_the_widest_access(library):
-    assert report(library, Scan(64, 16, 16, 1152, 72)).vector == 8
-    assert report(library, Scan(64, 16, 16, 1152, 72), alignment=8).vector == 4
-    assert report(library, Scan(64, 16, 16, 1152, 72), alignment=2).vector == 1
-    assert report(library, Scan(64, 16, 16, 900, 900)).vector == 4  # rows of 1,800 bytes
-    assert report(library, Scan(64, 16, 16, 1152, 288)).vector == 4  # groups of 4 channels
-    assert report(library, Scan(64, 16, 16, 1152, 1152), dtype=torch.float32).vector == 4
-    assert report(library, Scan(2, 16, 16, 37, 37)).vector == 1
-    assert report(library, Scan(1, 5, 5, 64, 1, ("up",))).vector == 1  # 75 logits fill no whole words
-    assert report(library, Scan(2, 5, 5, 64, 1, ("up",))).vector == 8
-
-
-@pytest.mark.parametrize("channels, groups", [(1500, 1500), (900, 900), (1152, 72), (1152, 1)])
-def test_plan_of_short_lines_keeps_them_in_registers_and_dx_in_the_block(library, channels, groups):
-    scan = Scan(64, 16, 16, channels, groups)
-    for backward in (False, True):
-        plan = report(library, scan, backward)
-        assert plan.run == 1
-        assert plan.tiled == backward
-        assert plan.lanes * plan.vector * 2 >= 32  # a sector of memory at least
-        assert plan.blocks >= 4 * 132
-
-
-@pytest.mark.parametrize("side", [1, 2, 64, 128, 256, 700, 1024, 4096, 9000])
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("channels, groups", [(8, 8), (1152, 72), (1500, 1500), (7, 1)])
-def test_plan_exists_and_fits(library, side, backward, channels, groups):
-    for dtype in (torch.float32, torch.bfloat16):
-        for shared in (99 * 1024, 163 * 1024, 227 * 1024):
-            scan = Scan(1, side, side, channels, groups)
-            plan = report(library, scan, backward, dtype, shared_per_block=shared)
-            assert plan.vector >= 1
-            assert plan.rows * plan.run >= side
-            assert plan.threads <= 512
-            assert plan.shared_bytes <= shared
-            if plan.vector == 8:
-                assert not backward or (plan.run == 1 and groups < channels)
-
-
-def test_plan_refuses_lines_that_no_block_holds(library):
-    assert report(library, Scan(1, 1, 200_000, 8, 8)).vector == 0
-
-
-@pytest.mark.parametrize("batch, side", [(4, 64), (1, 128)])
-def test_plan_keeps_memory_busy_to_the_end(library, batch, side):
-    """Hardly more scans than fit at once: the last wave of blocks must still have bytes enough in flight."""
-    plan = report(library, Scan(batch, side, side, 1152, 72))
-    by_registers = 32 // (-(-plan.threads // 32))  # at 64 registers
-    resident = 132 * min(by_registers, 228 * 1024 // (plan.shared_bytes + 1024))
-    last_wave = plan.blocks % resident or resident
-    bytes_of_an_item = 2 * (2 * plan.vector + 3)
-    assert last_wave * plan.threads * 3 * bytes_of_an_item > 3e6  # 4.3 TB/s for 700 ns
-
-
-@pytest.mark.parametrize("channels, groups", [(1500, 1500), (1152, 72)])
-@pytest.mark.parametrize("side, batch", [(16, 64), (32, 16), (64, 4)])
-@pytest.mark.parametrize("segment", [0, 2], ids="segment={}".format)
-def test_plan_has_40_kilobytes_in_flight_forward(library, channels, groups, side, batch, segment):
-    plan = report(library, Scan(batch, side, side, channels, groups, segment=segment))
-    by_registers = 32 // (-(-plan.threads // 32))
-    resident = min(by_registers, 228 * 1024 // (plan.shared_bytes + 1024), plan.blocks / 132)
-    logits = 3 * (plan.vector if groups == channels else 1)
-    assert resident * plan.threads * 3 * 2 * (2 * plan.vector + logits) >= 40 * 1024
-
-
-@pytest.mark.parametrize("backward", [False, True])
-def test_plan_of_a_local_scan_has_long_tasks(library, backward):
-    """A block that does two lines does little else than to start."""
-    for side, batch in ((16, 64), (64, 4), (256, 1)):
-        plan = report(library, Scan(batch, side, side, 1500, 1500, segment=2), backward)
-        assert plan.tiled or plan.task_lines >= 16

@@ -5,6 +5,7 @@ import ctypes
 import pytest
 import torch
 
+from ops.arguments import DIRECTIONS
 from ops.reference import gspn_mix_reference, gspn_scan_reference
 from tests.ops.cases import SUBSETS, make_inputs, widened
 from tests.ops.cuda_emulation import (
@@ -52,12 +53,12 @@ def compare(library, scan, dtype, forward=AS_PLANNED, backward=AS_PLANNED, gated
 
 
 # Forward always tiled, backward either; at one position a thread.
+TILED = Plan(4, 4, 1, True)
 PLANS = {
-    "both tiled": (Plan(4, 4, 1, True), Plan(4, 4, 1, True)),
-    "dx by direction": (Plan(4, 2, 1, True), Plan(4, 4, 1)),
+    "both tiled": (TILED, TILED),
+    "dx by direction": (TILED, Plan(4, 4, 1)),
     "lanes that outnumber the channels": (Plan(4, 16, 1, True), Plan(4, 16, 1)),
-    "one lane": (Plan(4, 1, 1, True), Plan(4, 1, 1)),
-    "tasks of two segments": (Plan(4, 4, 1, True), Plan(4, 4, 1, False, 2)),
+    "tasks of two segments": (TILED, Plan(4, 4, 1, False, 2)),
 }
 
 
@@ -66,7 +67,7 @@ PLANS = {
 @pytest.mark.parametrize("segment", [0, 3], ids="segment={}".format)
 def test_plans(library, plans, groups, segment):
     for gated in (True, False):
-        compare(library, Scan(2, 5, 8, 24, groups, segment=segment), torch.float32, *plans, gated)
+        compare(library, Scan(2, 6, 8, 24, groups, segment=segment), torch.float32, *plans, gated)
 
 
 def test_the_last_task_of_a_pass_is_shorter(library):
@@ -74,10 +75,10 @@ def test_the_last_task_of_a_pass_is_shorter(library):
     for groups in (8, 1):
         compare(
             library,
-            Scan(2, 7, 11, 8, groups, segment=2),
+            Scan(2, 6, 16, 8, groups, segment=2),
             torch.float32,
-            PLANS["one lane"][0],
-            Plan(4, 4, 1, False, 3),
+            TILED,
+            Plan(4, 4, 1, False, 5),
         )
 
 
@@ -85,34 +86,47 @@ def test_the_last_task_of_a_pass_is_shorter(library):
 @pytest.mark.parametrize("groups", [32, 4, 1], ids="groups={}".format)
 @pytest.mark.parametrize("vector", [8, 4], ids="vector={}".format)
 def test_half_precision(library, dtype, groups, vector):
-    backward = Plan(vector if groups < 32 else 4, 2, 1, True)
-    compare(library, Scan(2, 6, 5, 32, groups, segment=4), dtype, Plan(vector, 2, 1, True), backward)
+    backward = Plan(vector if groups < 32 else 4, 4, 1, True)
+    compare(library, Scan(2, 6, 8, 32, groups, segment=4), dtype, Plan(vector, 4, 1, True), backward)
 
 
 @pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS.keys())
 @pytest.mark.parametrize(
-    "sizes", [(2, 16, 16, 32, 32), (1, 7, 6, 32, 2), (3, 1, 9, 16, 1), (1, 3, 40, 8, 8)], ids=str
+    "sizes", [(2, 16, 16, 32, 32), (1, 14, 6, 32, 2), (3, 2, 10, 16, 1), (1, 4, 40, 8, 8)], ids=str
 )
 def test_shapes_as_the_op_plans_them(library, sizes, dtype):
     for segment in (0, 2):
         compare(library, Scan(*sizes, segment=segment), dtype)
 
 
-def test_each_subset_of_directions(library):
+def test_one_direction_needs_no_sum(library):
+    for direction in DIRECTIONS:
+        compare(library, Scan(1, 3, 5, 4, 4, (direction,)), torch.float32, Plan(4, 2, 1, True))
+
+
+def test_two_kernels_where_directions_cannot_go_at_once(library):
+    """Backward there is one kernel for them all the same, which sums dx in memory."""
     for directions in SUBSETS:
-        compare(library, Scan(1, 3, 4, 4, 4, directions), torch.float32)
+        scan = Scan(64, 16, 16, 1152, 72, directions, reads_out=True)
+        plans = [make_plan(library, scan, backward, torch.bfloat16, **DEVICE) for backward in (False, True)]
+        assert (plans[0].vector > 0) == (len(directions) in (1, 4))
+        assert well(library, scan, False) == (len(directions) in (1, 4))
+        assert plans[1].vector > 0 and plans[1].tiled == (len(directions) == 4)
+    odd = make_plan(library, Scan(64, 15, 16, 1152, 72, reads_out=True), False, torch.bfloat16, **DEVICE)
+    assert odd.vector == 0
 
 
 def test_without_states(library):
-    scan = Scan(2, 5, 6, 16, 2)
+    scan = Scan(2, 4, 6, 16, 2)
     inputs = make_mix(scan, torch.bfloat16)
     y, h = run_mix(library, scan, inputs, states=False)
     assert h is None and torch.equal(y, run_mix(library, scan, inputs)[0])
 
 
-def test_bit_equal_for_every_order_of_blocks_and_threads(library):
-    scan = Scan(2, 6, 5, 24, 2)
-    runs = [compare(library, scan, torch.float32, backward=Plan(4, 1, 1), seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("backward", [Plan(4, 1, 1), TILED], ids=["with scratch", "tiled"])
+def test_bit_equal_for_every_order_of_blocks_and_threads(library, backward):
+    scan = Scan(2, 6, 8, 24, 2)
+    runs = [compare(library, scan, torch.float32, TILED, backward, seed=seed) for seed in range(3)]
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
@@ -120,13 +134,23 @@ def test_bit_equal_for_every_order_of_blocks_and_threads(library):
 @pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "with scratch"])
 def test_past_two_to_the_31_elements(library, tiled):
     """The last two images of x with 4.8e9 elements, and four times as many in lam and u."""
-    forward, backward = Plan(4, 16, 1, True), Plan(4, 16, 1, True) if tiled else Plan(4, 4, 1)
+    forward, backward = Plan(4, 8, 1, True), Plan(4, 8, 1, True) if tiled else Plan(4, 4, 1)
     compare(library, Scan(2, 16, 16, 64, 8), torch.bfloat16, forward, backward, first_image=2**18 + 2**15)
 
 
 MUTATIONS = {
-    "no wait at the end of a direction": Mutation(
-        "scan_forward.cuh", "if constexpr (ReadsOut) wait_for_copies<0>();", "", "copy in flight"
+    "the second turn at once": Mutation(
+        "scan_tile.cuh",
+        "meet_if(waits);\n    body();",
+        "body();\n    meet_if(waits);",
+        "shared memory|deadlock",
+    ),
+    "no turns": Mutation("scan_tile.cuh", "meet_if(goes);", "", "deadlock"),
+    "lines of one direction alone": Mutation(
+        "scan_forward.cuh", "lines = ReadsOut ? p.task_lines :", "lines =", "deadlock|memory"
+    ),
+    "idle lines at the end": Mutation(
+        "scan_tile.cuh", "Step > 0 ? p.task_lines - walk.length : 0", "0", "memory|^y |never"
     ),
     "u is not waited for": Mutation(
         "scan_forward.cuh", "wait_for_copies<kStages - 1>();", "", "before its copy"
@@ -137,12 +161,11 @@ MUTATIONS = {
     "the directions before": Mutation(
         "scan_tile.cuh", "values[i] += before[i]", "values[i] = before[i]", "^y "
     ),
-    "the sum is kept": Mutation("scan_tile.cuh", "if (keeps) write", "write", "^$"),
-    "the tile's place": Mutation(
-        "scan_tile.cuh", "(Single ? first_pixel * stride : 0)", "0", "shared memory|^y "
-    ),
+    "the tile's place": Mutation("scan_tile.cuh", " + pixel * stride", "", "shared memory|^y "),
     "the tile's step": Mutation("scan_tile.cuh", "at += step", "at += 2 * step", "memory|copy|^y "),
-    "y of every direction": Mutation("scan_forward.cuh", "if (keeps_sum) return;", "", "second write"),
+    "y of every direction": Mutation(
+        "scan_forward.cuh", "if (to.sum.keeps(item.lines)) return;", "", "second write"
+    ),
     "states that nobody wants": Mutation(
         "scan_forward.cuh", "if (!ReadsOut || keeps_states)", "", "every tensor"
     ),
@@ -162,14 +185,13 @@ MUTATIONS = {
         "scan_backward.cuh", "ReadsOut ? p.x_stride : p.lam_stride", "p.lam_stride", "every tensor|^dx"
     ),
 }
-MUTATIONS.pop("the sum is kept")  # a last write to the tile that nobody reads
 
 
 def run_mutated(tmp_path, *mutations):
     edit = mutated([*VECTORS_OF_4, *mutations])
     library = compile_emulation(tmp_path, edit, level="-O0", kernels=("scan",), dtypes=(torch.float32,))
-    scan = Scan(2, 5, 9, 8, 8, segment=2)
-    compare(library, scan, torch.float32, Plan(4, 2, 1, True), Plan(4, 2, 1, False, 3))
+    scan = Scan(2, 6, 16, 8, 8, segment=2)
+    compare(library, scan, torch.float32, Plan(4, 2, 1, True), Plan(4, 2, 1, False, 5))
     run_mix(library, scan, make_mix(scan, torch.float32), Plan(4, 2, 1, True), states=False)
 
 
@@ -197,9 +219,9 @@ def test_one_kernel_where_it_is_faster(library):
     assert well(library, scan, False) and well(library, scan, True)
     assert well(library, Scan(64, 16, 16, 1500, 1500), False)
     assert not well(library, scan._replace(normalization="sigmoid"), True)
-    for side, batch in ((32, 16), (64, 4)):
-        large = Scan(batch, side, side, 1152, 72)
-        assert not well(library, large, False) and well(library, large, True)
+    medium, large = Scan(16, 32, 32, 1152, 72), Scan(4, 64, 64, 1152, 72)
+    assert well(library, medium, False) and well(library, medium, True)
+    assert not well(library, large, False) and well(library, large, True)
     assert not well(library, Scan(2, 16, 16, 37, 37), True)  # single channels
 
 

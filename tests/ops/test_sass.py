@@ -123,8 +123,8 @@ MOST = {
     ("forward", 8, True): 170,
     ("backward", 4, False): 400,
     ("backward", 8, True): 400,
-    ("mix_forward", 4, False): 230,
-    ("mix_forward", 8, True): 240,
+    ("mix_forward", 4, False): 215,
+    ("mix_forward", 8, True): 225,
     ("mix_backward", 4, False): 460,
     ("mix_backward", 8, True): 470,
 }

@@ -155,6 +155,8 @@ extern "C" const char* emulate_scan(const int64_t* shape, int is_backward, int d
   static std::string result;
   const ScanShape s = shape_of(shape);
   const ScanPlan plan = plan_of(s, is_backward, dtype ? 2 : 4, alignment, {132, 227 * 1024}, wanted);
+  if (plan.vector == 0) return "no plan";
+  if (plan.tiled && !tiles(s)) return "a block cannot do all directions of this shape";
   reset(seed);
   try {
     run_type<float, 0>(dtype, is_backward, s, plan, first_image, tensors);

@@ -27,7 +27,7 @@ struct Thread {
   std::unique_ptr<char[]> stack;
   Dimensions index;
   Wait wait;
-  float value;  // offered to, then taken from, a shuffle or a vote
+  float value;  // offered to, then taken from, a shuffle or a vote; or the number of a barrier
   int mask;
   std::vector<Copy> started;              // of no group yet
   std::deque<std::vector<Copy>> groups;   // that have not landed, the oldest first
@@ -77,13 +77,13 @@ void enter() {
   setcontext(&scheduler);
 }
 
-void start_threads(int lanes, int rows) {
-  count = lanes * rows;
+void start_threads(BlockThreads block) {
+  count = block.count();
   if (static_cast<int>(threads.size()) < count) threads.resize(count);
   for (int i = 0; i < count; i++) {
     Thread& thread = threads[i];
     if (!thread.stack) thread.stack = std::make_unique<char[]>(kStackBytes);
-    thread.index = {i % lanes, i / lanes};
+    thread.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
     thread.wait = Wait::kNone;
     thread.started.clear();
     thread.groups.clear();
@@ -99,6 +99,11 @@ bool all_wait(int begin, int end, Wait why) {
   for (int i = begin; i < end; i++)
     if (threads[i].wait != why) return false;
   return true;
+}
+
+bool same_barrier() {
+  return std::all_of(threads.begin(), threads.begin() + count,
+                     [](const Thread& thread) { return thread.value == threads[0].value; });
 }
 
 // Lets a warp whose threads all offer a value swap them; those of a partial warp that do not exist offer NaN.
@@ -121,8 +126,8 @@ void count_votes(int begin) {
   for (int i = begin; i < end; i++) threads[i].value = all, threads[i].wait = Wait::kNone;
 }
 
-void run_block(int lanes, int rows) {
-  start_threads(lanes, rows);
+void run_block(BlockThreads block) {
+  start_threads(block);
   std::vector<int> order(count);
   for (int i = 0; i < count; i++) order[i] = i;
   while (error.empty() && !all_wait(0, count, Wait::kDone)) {
@@ -139,7 +144,7 @@ void run_block(int lanes, int rows) {
       if (all_wait(begin, end, Wait::kShuffle)) swap_values(begin);
       if (all_wait(begin, end, Wait::kVote)) count_votes(begin);
     }
-    if (all_wait(0, count, Wait::kBarrier)) {
+    if (all_wait(0, count, Wait::kBarrier) && same_barrier()) {
       epoch++;
       for (int i = 0; i < count; i++) threads[i].wait = Wait::kNone;
     }
@@ -172,10 +177,10 @@ std::string finish() {
   return error;
 }
 
-void run_grid(int64_t first, int64_t blocks, int lanes, int rows, int shared_bytes,
+void run_grid(int64_t first, int64_t blocks, BlockThreads in_block, int shared_bytes,
               const std::function<void()>& kernel) {
   body = &kernel;
-  blockDim = {lanes, rows};
+  blockDim = {in_block.x, in_block.y, in_block.z};
   std::vector<int> order(blocks - first);
   for (int64_t i = first; i < blocks; i++) order[i - first] = static_cast<int>(i);
   std::shuffle(order.begin(), order.end(), random_bits);
@@ -185,7 +190,7 @@ void run_grid(int64_t first, int64_t blocks, int lanes, int rows, int shared_byt
     shared.assign(shared_bytes / 4, NAN);
     halves.assign(shared_bytes / 2, {});
     epoch = 0;
-    run_block(lanes, rows);
+    run_block(in_block);
   }
 }
 
@@ -196,13 +201,16 @@ void fail(const char* what, const void* where) {
       const int64_t offset = static_cast<const char*>(where) - region.begin;
       if (offset >= 0 && offset < region.bytes) error += " in " + region.name + " at byte " + std::to_string(offset);
     }
-    error += " by thread (" + std::to_string(threadIdx.x) + ", " + std::to_string(threadIdx.y) + ") of block " +
+    error += " by thread (" + std::to_string(threadIdx.x) + ", " + std::to_string(threadIdx.y) + ", " + std::to_string(threadIdx.z) + ") of block " +
              std::to_string(blockIdx.x);
   }
   yield(Wait::kDone);
 }
 
-void barrier() { yield(Wait::kBarrier); }
+void barrier(int number) {
+  threads[current].value = number;
+  yield(Wait::kBarrier);
+}
 
 float exchange(float value, int mask) {
   threads[current].value = value;

@@ -24,7 +24,7 @@
 #define __maxnreg__(...)
 
 struct Dimensions {
-  int x = 0, y = 0;
+  int x = 0, y = 0, z = 0;
 };
 extern Dimensions threadIdx, blockIdx, blockDim;
 
@@ -34,7 +34,7 @@ using std::fmaf;
 using std::max;
 using std::min;
 
-void barrier();
+void barrier(int number = 0);
 void fail(const char* what, const void* where);
 void check_global(const void* address, int bytes, bool writes);
 float exchange(float value, int mask);
@@ -173,6 +173,10 @@ bool squares_below(const Packed<T, V> (&packed)[3], float bound) {
     most = most > sum || most != most ? most : sum;
   }
   return most < bound;
+}
+
+inline void meet_if(bool here) {
+  if (here) barrier(1);
 }
 
 inline bool warp_all(bool condition) { return vote(condition); }

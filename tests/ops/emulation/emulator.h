@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "block_threads.h"
 #include "emulation.h"
 
 namespace gspn {
@@ -15,7 +16,7 @@ void reset(unsigned seed);
 void watch(const char* name, const void* data, int64_t bytes, bool output);
 
 // Blocks `first` to `blocks`.
-void run_grid(int64_t first, int64_t blocks, int lanes, int rows, int shared_bytes, const std::function<void()>& kernel);
+void run_grid(int64_t first, int64_t blocks, BlockThreads threads, int shared_bytes, const std::function<void()>& kernel);
 
 // The first error, or "".
 std::string finish();
@@ -27,8 +28,8 @@ struct EmulatedLaunch {
   std::vector<int64_t> later = {};
 
   template <typename Kernel, typename... Arguments>
-  void operator()(Kernel kernel, int64_t blocks, int lanes, int rows, int shared_bytes, const Arguments&... arguments) {
-    run_grid(first_block, blocks, lanes, rows, shared_bytes, [&] { kernel(arguments...); });
+  void operator()(Kernel kernel, int64_t blocks, BlockThreads threads, int shared_bytes, const Arguments&... arguments) {
+    run_grid(first_block, blocks, threads, shared_bytes, [&] { kernel(arguments...); });
     first_block = 0;
     if (later.empty()) return;
     first_block = later.front();
