@@ -64,10 +64,11 @@ def predict(
 ) -> dict:
     """One row of the table, in bfloat16; `bandwidth` in bytes per second.
 
-    With `reads_out` it is of `gspn_mix`: of one kernel, or of the scan's with the merge's bytes and time added.
+    With `reads_out` it is of `gspn_mix`, forward in inference: of one kernel, or of the scan's with the merge's bytes
+    and time added.
     """
     dtype = torch.bfloat16
-    ideal = ideal_bytes(shape, dtype, backward, reads_out)
+    ideal = ideal_bytes(shape, dtype, backward, reads_out, states=False)
     if reads_out:
         joined, plan, modelled, moved = read_out(shape, backward)
     else:

@@ -87,14 +87,16 @@ class Way(NamedTuple):
 
 
 def read_out(shape: Shape, backward: bool) -> Way:
-    """One kernel or two for `gspn_mix` in bfloat16, forward with its states, as ops/csrc/scan_plan.h decides it."""
+    """One kernel or two for `gspn_mix` in bfloat16, forward in inference, as ops/csrc/scan_plan.h decides it."""
     dtype = torch.bfloat16
     alone = plan_of(shape, dtype, backward, PROCESSORS, SHARED)
     joined = plan_of(shape, dtype, backward, PROCESSORS, SHARED, reads_out=True)
     merge = merge_bytes(shape, dtype, backward)
     apart = alone.modelled_microseconds + merge / PLAN_BANDWIDTH * 1e6
     if joined.vector and joined.modelled_microseconds <= apart:
-        moved = ideal_bytes(shape, dtype, backward, True) + scratch_bytes(shape, backward, joined)
+        moved = ideal_bytes(shape, dtype, backward, True, states=False) + scratch_bytes(
+            shape, backward, joined
+        )
         return Way(True, joined, joined.modelled_microseconds, moved)
     moved = ideal_bytes(shape, dtype, backward) + scratch_bytes(shape, backward, alone) + merge
     return Way(False, alone, apart, moved)

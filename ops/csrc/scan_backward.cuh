@@ -35,19 +35,23 @@ struct Backward {
   const BackwardPointers<T>& tensors;
   const int k;
   const Walk walk;
-  int plane, lines, own_lines, position, first_pixel;
+  int plane, lines, own_lines, first_pixel;
+  const Run<Single> run;
   int part;  // which of its group's sums this thread writes; -1: none
   int64_t x_start, lam_start, logits_start;  // bytes of the first pixel
 
   __device__ __forceinline__ Backward(const ScanParameters& parameters, const BackwardPointers<T>& pointers,
                                       int direction, unsigned tile)
-      : p(parameters), tensors(pointers), k(direction), walk(parameters.walks[direction].in_registers()) {
+      : p(parameters),
+        tensors(pointers),
+        k(direction),
+        walk(parameters.walks[direction].in_registers()),
+        run(walk, threadIdx.y * (Single ? 1 : p.run), p.run, 1) {
     const Task<V> task(p, walk.lines, tile);
     plane = Single ? threadIdx.z : 0;
-    position = task.position;
     lines = Single && p.tiled ? p.task_lines : min(p.task_lines, walk.lines);
-    own_lines = task.exists && position < walk.length ? min(lines, walk.lines - task.first_line) : 0;
-    first_pixel = walk.start + (task.first_line + lines - 1) * walk.line_stride + position * walk.position_stride;
+    own_lines = task.exists && run.first < walk.length ? min(lines, walk.lines - task.first_line) : 0;
+    first_pixel = walk.start + (task.first_line + lines - 1) * walk.line_stride + run.first * walk.position_stride;
     const int heads = p.channels / p.groups, group = task.channel / heads;
     const int lane = task.channel % heads / V;
     part = lane % tensors.group_lanes == 0 ? lane / tensors.group_lanes : -1;
@@ -57,17 +61,15 @@ struct Backward {
     logits_start = image * p.logits_stride + (k * 3 * p.groups + group) * size;
   }
 
-  __device__ __forceinline__ int run() const { return Single ? 1 : p.run; }
-
   // An item to come: there may be none.
   __device__ __forceinline__ bool exists(const Items& item) const {
-    return item.lines > 0 && item.lines <= own_lines && (Single || position + item.place < walk.length);
+    return item.lines > 0 && item.lines <= own_lines && (Single || item.n < walk.length);
   }
 
   __device__ __forceinline__ void stage(const Items& item, const BackwardSource<T, Single>& from,
                                         const Place& ring) const {
     const bool there = exists(item), wanted = !(there && item.restarts());
-    const int n = position + item.place;
+    const int n = item.n;
     ring.copy(Inputs::kGrad, from.grad.get(item.pixel, grad_stride()), there);
     ring.copy(Inputs::kX, from.x.get(item.pixel, p.x_stride), there);
     ring.copy(Inputs::kLam, from.lam.get(item.pixel, p.lam_stride), there);
@@ -118,7 +120,7 @@ struct Backward {
     float dlam[V], dx[kParts][kWidth];
 #pragma unroll
     for (int part = 0; part < kParts; part++) {
-      state.read_arriving(item.place, run(), part, g[part]);
+      state.read_arriving(item.n - run.first, p.run, part, g[part]);
 #pragma unroll
       for (int i = 0; i < kWidth; i++) {
         const int v = part * kWidth + i;
@@ -127,9 +129,10 @@ struct Backward {
         dx[part][i] = g[part][i] * in.lam.get(v);
       }
     }
-    if (there) store_rounded<T, V>(to.dlam.get(item.pixel, p.lam_stride), dlam);
     const auto store = [&] {
-      if (there) store_dx(item, to.dx, dx);
+      if (!there) return;
+      store_rounded<T, V>(to.dlam.get(item.pixel, p.lam_stride), dlam);
+      store_dx(item, to.dx, dx);
     };
     if constexpr (Single)
       to.dx.tile.take_turn(store);
@@ -156,7 +159,7 @@ struct Backward {
   // A logit of a neighbour that does not exist has no gradient, not even a rounding error.
   __device__ __forceinline__ void store_dlogits(const Items& item, const BackwardTarget<T, Single>& to,
                                                 Gradients& gradients) const {
-    const int n = position + item.place;
+    const int n = item.n;
     if (n == 0) clear(gradients.d[0]);
     if (n + 1 == walk.length) clear(gradients.d[2]);
     if (Grouped && part < 0) return;
@@ -173,7 +176,7 @@ struct Backward {
   // What goes to the line before, and the gradients of the logits.
   __device__ __forceinline__ void send(const Items& item, const Inputs& in, const float (&g)[kParts][kWidth],
                                        bool there, State& state, Gradients& dlogits) const {
-    const Neighbours exist(position + item.place, walk.length);
+    const Neighbours exist(item.n, walk.length);
     with_ordinary<RowStochastic>(in.logits.ordinary(), [&](auto ordinary) {
       constexpr bool kOrdinary = decltype(ordinary)::value;
       dlogits.template begin<kOrdinary>(in.logits, exist, p.sigmoid);
@@ -181,7 +184,7 @@ struct Backward {
       for (int part = 0; part < kParts; part++) {
         float c[3][kWidth];
         dlogits.template add_part<kOrdinary>(in, part, exist, p.sigmoid, g[part], c);
-        if (there) state.send(item.place, run(), part, c);
+        if (there) state.send(item.n - run.first, p.run, part, c);
       }
     });
     dlogits.finish(tensors.group_lanes, exist, p.sigmoid);
@@ -196,7 +199,7 @@ struct Backward {
     for (int i = 0; i < 3; i++) clear(c[i]);
     if (!there) return;
 #pragma unroll
-    for (int part = 0; part < kParts; part++) state.send(item.place, run(), part, c);
+    for (int part = 0; part < kParts; part++) state.send(item.n - run.first, p.run, part, c);
   }
 
   // h[t-1] at n - 1, n, n + 1; that at n stands for a neighbour that does not exist.
@@ -220,7 +223,7 @@ struct Backward {
     ring.read(Inputs::kGrad, in.grad);
     ring.read(Inputs::kX, in.x);
     ring.read(Inputs::kLam, in.lam);
-    const bool there = item.lines <= own_lines && (Single || position + item.place < walk.length);
+    const bool there = item.lines <= own_lines && (Single || item.n < walk.length);
     read_out(item, ring, own_h, there, to, in, dh);
     receive(item, in, dh, to, there, state, g);
     if constexpr (ReadsOut) {
@@ -234,7 +237,7 @@ struct Backward {
       send(item, in, g, there, state, dlogits);
     }
     if (there) store_dlogits(item, to, dlogits);
-    if (item.place + 1 == run()) state.end_line();
+    if (Single || item.n == run.last) state.end_line();
   }
 
   template <typename U>
@@ -270,7 +273,7 @@ struct Backward {
     const int scale = to_part ? sizeof(float) / sizeof(T) : 1, stride = p.x_stride * scale;
     char* first = to_part ? reinterpret_cast<char*>(tensors.dx_parts[k]) : reinterpret_cast<char*>(tensors.dx);
     DxTarget<T, Single> to{follow(first, x_start * scale, stride), {}, stride, to_part};
-    if constexpr (Single) to.tile = Tile::of<V, -1>(p, walk, first_pixel, position, p.tiled && p.directions > 1);
+    if constexpr (Single) to.tile = Tile::of<V, -1>(p, walk, first_pixel, run.first, p.tiled && p.directions > 1);
     return to;
   }
 
@@ -286,18 +289,18 @@ struct Backward {
   // look at the place that is filled next.
   __device__ __forceinline__ void scan() const {
     const int last_restart = (lines - 1) / p.period * p.period + 1;
-    Items item(lines, last_restart, first_pixel), ahead = item;
+    Items item(lines, last_restart, run.first, first_pixel), ahead = item;
     BackwardSource<T, Single> from = source();
     BackwardTarget<T, Single> to = target();
     Place ring(p.ring_offset, plane);
-    const int n = position;
+    const int n = run.first;
     const Shared beside[2] = {ring.fields_of(n > 0 ? -static_cast<int>(blockDim.x) : 0, plane),
                               ring.fields_of(n + 1 < walk.length ? blockDim.x : 0, plane)};
     Words words(ring.words, offset(tensors.logits, logits_start), p.groups, p.logits_stride, first_pixel,
                 -walk.line_stride);
     const auto stage_next = [&] {
       stage(ahead, from, ring);
-      ahead.advance(walk, run(), p.period);
+      ahead.advance(walk, run, p.period);
       from.advance();
     };
 #pragma unroll
@@ -305,16 +308,16 @@ struct Backward {
       stage_next();
       ring.advance();
     }
-    State state(run(), plane);
+    State state(p.run, plane);
     Packed<T, V> own_h;
     load_last_h(own_h);
     while (item.lines > 0) {
       wait_for_copies<kStages - 2>();
-      if (item.place == 0) __syncthreads();
+      if (Single || item.n == run.first) __syncthreads();
       stage_next();
       ring.advance();
       step(item, ring, beside, words, to, state, own_h);
-      item.advance(walk, run(), p.period);
+      item.advance(walk, run, p.period);
       words.move_to(item.pixel);
       to.advance();
     }
@@ -330,7 +333,7 @@ __device__ __forceinline__ void backward_of(const ScanParameters& p, const Backw
 }
 
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
-__global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V, Single))
+__global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V))
     scan_backward_kernel(const __grid_constant__ ScanParameters p,
                          const __grid_constant__ BackwardPointers<T> tensors) {
   backward_of<T, V, Grouped, Single, RowStochastic, false>(p, tensors);
@@ -338,7 +341,7 @@ __global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V, Sing
 
 // Single and RowStochastic are true, as in mix_forward_kernel.
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
-__global__ void __maxnreg__(mix_register_limit(true, Grouped, sizeof(T) * V))
+__global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V))
     mix_backward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ BackwardPointers<T> tensors) {
   backward_of<T, V, Grouped, Single, RowStochastic, true>(p, tensors);
 }

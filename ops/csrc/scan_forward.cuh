@@ -20,58 +20,47 @@ struct ForwardInputs {
   Logits<T, V, Grouped> logits;
 };
 
-// The state of a thread's run of positions. One position (Single) lives in registers and shared memory only shows
-// it to the neighbours; longer runs live in shared memory. Slots: for each parity of the line the first and the last
-// of the run (Single: they are one), then the run.
+// The state of a line, in shared memory, a slot for each parity of the line; a thread with one position (Single) has its
+// own in registers too. Of a run the positions lie as far apart as there are threads, so that those of neighbouring
+// threads are neighbours.
 template <int V, bool Single>
 struct ForwardState {
   using Part = typename Slots<V>::Part;
   static constexpr int kParts = Slots<V>::kParts, kWidth = Slots<V>::kWidth;
-  static constexpr int kFirst = 0, kLast = Single ? 0 : 1, kEdges = kLast + 1, kRun = 2 * kEdges;
   Slots<V> slots;
-  int parity, parities;              // slots before the edges of the previous line; of a line's and the next one's
-  Part here[kParts];                 // of the previous line, at n
-  Part after[kParts];                // at n + 1
-  Part rolled[Single ? 1 : kParts];  // at n - 1, when that is in the run
+  int parity, parities;  // bytes before the slot of the previous line; of a line's and the next one's
+  int place;             // bytes from the first position of the run to the one at hand
+  Part here[kParts];     // of the previous line, at n
+  Part after[kParts];    // at n + 1
 
   __device__ __forceinline__ ForwardState(int run, int plane)
-      : slots(Single ? kRun : kRun + run, plane), parity(0), parities(kEdges * kParts * slots.part_stride) {
-    slots.clear_all(Single ? kRun : kRun + run);
+      : slots(2, blockDim.y * run, plane), parity(0), parities(kParts * slots.part_stride), place(0) {
+    slots.clear_all(2, run);
   }
 
-  // The previous line at n - 1 and n + 1 (and, at the start of a run, at n).
-  __device__ __forceinline__ void read(int place, int run, int part, Part& before) {
-    if (Single || place == 0) {
-      read_shared<kWidth>(slots.at(kLast, part) - slots.row_stride + parity, before);
-      if constexpr (!Single) slots.read(kRun, part, 0, here[part]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kWidth; i++) before[i] = rolled[part][i];
-    }
-    if (!Single && place + 1 < run)
-      slots.read(kRun + place + 1, part, 0, after[part]);
-    else
-      read_shared<kWidth>(slots.at(kFirst, part) + slots.row_stride + parity, after[part]);
+  __device__ __forceinline__ int offset(int part, int line) const {
+    return part * slots.part_stride + (Single ? line : line + place);
   }
 
-  // Shows the new state at n, and steps to n + 1, whose old state is `after`.
-  __device__ __forceinline__ void update(int place, int run, const Part (&state)[kParts]) {
-#pragma unroll
-    for (int part = 0; part < kParts; part++) {
-      if (Single || place == 0)
-        write_shared<kWidth>(slots.at(kFirst, part) + (parities - parity), state[part]);
-      if constexpr (!Single) {
-        if (place + 1 == run) write_shared<kWidth>(slots.at(kLast, part) + (parities - parity), state[part]);
-        slots.write(kRun + place, part, state[part]);
-#pragma unroll
-        for (int i = 0; i < kWidth; i++) rolled[part][i] = here[part][i], here[part][i] = after[part][i];
-      }
-    }
+  // The previous line at n - 1 and n + 1, and of a run at n.
+  __device__ __forceinline__ void read(int part, Part& before) {
+    read_shared<kWidth>(slots.mine - slots.row_stride + offset(part, parity), before);
+    if constexpr (!Single) read_shared<kWidth>(slots.mine + offset(part, parity), here[part]);
+    read_shared<kWidth>(slots.mine + slots.row_stride + offset(part, parity), after[part]);
   }
+
+  __device__ __forceinline__ void update(const Part (&state)[kParts]) {
+#pragma unroll
+    for (int part = 0; part < kParts; part++)
+      write_shared<kWidth>(slots.mine + offset(part, parities - parity), state[part]);
+  }
+
+  __device__ __forceinline__ void next() { place += blockDim.y * slots.row_stride; }
 
   __device__ __forceinline__ void end_line() {
     __syncthreads();
     parity = parities - parity;
+    place = 0;
   }
 };
 
@@ -108,20 +97,20 @@ struct Forward {
   static constexpr int kWidth = Slots<V>::kWidth, kParts = Slots<V>::kParts;
   const ScanParameters& p;
   const Walk walk;
-  int plane, lines, own_lines, first_line, position;
+  int plane, lines, own_lines, first_line;
+  const Run<Single> run;
   const T *x, *lam, *logits, *u;  // of the first pixel
   T *h, *y;
   bool gated, keeps_states;  // ReadsOut
 
   __device__ __forceinline__ Forward(const ScanParameters& parameters, const ForwardPointers<T>& tensors, int k,
                                      unsigned tile)
-      : p(parameters), walk(parameters.walks[k].in_registers()) {
+      : p(parameters), walk(parameters.walks[k].in_registers()), run(walk, threadIdx.y, p.run, blockDim.y) {
     const Task<V> task(p, walk.lines, tile);
     plane = ReadsOut ? k : 0;
     first_line = task.first_line;
-    position = task.position;
     lines = ReadsOut ? p.task_lines : min(p.task_lines, walk.lines);
-    own_lines = task.exists && position < walk.length ? min(lines, walk.lines - first_line) : 0;
+    own_lines = task.exists && run.first < walk.length ? min(lines, walk.lines - first_line) : 0;
     const int64_t image = task.image * p.pixels;
     const int group = task.channel / (p.channels / p.groups);
     const int64_t lam_start = image * p.lam_stride + (k * p.channels + task.channel) * int64_t{sizeof(T)};
@@ -136,10 +125,8 @@ struct Forward {
     logits = offset(tensors.logits, image * p.logits_stride) + k * 3 * p.groups + group;
   }
 
-  __device__ __forceinline__ int run() const { return Single ? 1 : p.run; }
-
   __device__ __forceinline__ bool exists(const Items& item) const {
-    return item.lines > lines - own_lines && (Single || position + item.place < walk.length);
+    return item.lines > lines - own_lines && (Single || item.n < walk.length);
   }
 
   __device__ __forceinline__ void stage(const Items& item, const ForwardSource<T, Single>& from,
@@ -149,7 +136,7 @@ struct Forward {
     ring.copy(Inputs::kLam, from.lam.get(item.pixel, p.lam_stride), there);
     if constexpr (ReadsOut) ring.copy(Inputs::kU, from.u.get(item.pixel, p.lam_stride), there, gated);
     Logits<T, V, Grouped>::stage(ring, Inputs::kLogits, from.logits, item.pixel, p.logits_stride,
-                                 position + item.place, walk.length, there, !item.restarts());
+                                 item.n, walk.length, there, !item.restarts());
     commit_copies();
     ring.advance();
   }
@@ -187,14 +174,14 @@ struct Forward {
 
   // What the previous line brings, part by part of the channels, so that few of a neighbour's values are in registers.
   __device__ __forceinline__ void propagate(const Items& item, const Inputs& in, State& past, Values& carried) const {
-    const Neighbours exist(position + item.place, walk.length);
+    const Neighbours exist(item.n, walk.length);
     with_ordinary<RowStochastic>(in.logits.ordinary(), [&](auto ordinary) {
       constexpr bool kOrdinary = decltype(ordinary)::value;
       const Mix shared = group_weights<kOrdinary>(in, exist);
 #pragma unroll
       for (int part = 0; part < kParts; part++) {
         float before[kWidth];
-        past.read(item.place, run(), part, before);
+        past.read(part, before);
         combine<kOrdinary>(in, part, exist, shared, before, past.here[part], past.after[part], carried[part]);
       }
     });
@@ -242,7 +229,7 @@ struct Forward {
       if constexpr (Single) past.here[v / kWidth][v % kWidth] = state[v];
     }
     if (exists(item)) {
-      past.update(item.place, run(), carried);
+      past.update(carried);
       if (!ReadsOut || keeps_states) {
         Packed<T, V> rounded;
         rounded.set_all(state);
@@ -254,13 +241,17 @@ struct Forward {
         if (exists(item)) read_out(item, ring, in, to, carried);
       });
     }
-    if (item.place + 1 == run()) past.end_line();
+    if (Single || item.n == run.last)
+      past.end_line();
+    else
+      past.next();
   }
 
   // The recurrence waits for memory, never memory for the recurrence.
   __device__ __forceinline__ void scan() const {
     const int period = in_register(p.period);
-    Items item(lines, lines, walk.start + first_line * walk.line_stride + position * walk.position_stride);
+    Items item(lines, lines, run.first,
+               walk.start + first_line * walk.line_stride + run.first * walk.position_stride);
     Items ahead = item;
     const auto follow = [&](auto* first, int stride) {
       return Pointer<std::remove_pointer_t<decltype(first)>, Single>(first, walk, 1, item.pixel, stride);
@@ -270,21 +261,21 @@ struct Forward {
         follow(logits + 2 * p.groups, p.logits_stride)}};
     ForwardTarget<T, Single> to{follow(h, p.lam_stride), follow(y, p.x_stride), {}};
     if constexpr (ReadsOut)
-      to.sum = Tile::of<V, 1>(p, walk, item.pixel, position, p.directions > 1);
+      to.sum = Tile::of<V, 1>(p, walk, item.pixel, run.first, p.directions > 1);
     typename Inputs::Place ring(p.ring_offset, plane);
     Words words(ring.words, logits, p.groups, p.logits_stride, item.pixel, walk.line_stride);
     const auto stage_next = [&] {
       stage(ahead, source, ring);
-      ahead.advance(walk, run(), period);
+      ahead.advance(walk, run, period);
       source.advance();
     };
 #pragma unroll
     for (int i = 0; i < kStages; i++) stage_next();
-    State past(run(), plane);
+    State past(Single ? 1 : p.run, plane);
     while (item.lines > 0) {
       step(item, ring, words, to, past);
       stage_next();
-      item.advance(walk, run(), period);
+      item.advance(walk, run, period);
       to.advance();
       words.move_to(item.pixel);
     }
@@ -292,7 +283,7 @@ struct Forward {
 };
 
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
-__global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, Single))
+__global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V))
     scan_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
   const unsigned block = blockIdx.x, directions = p.directions, tile = block / directions;
   Forward<T, V, Grouped, Single, RowStochastic, false>(p, tensors, block - tile * directions, tile).scan();
@@ -300,7 +291,7 @@ __global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, Sin
 
 // Single and RowStochastic are true: parameters as above, so that the tests of the machine code know its name.
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
-__global__ void __maxnreg__(mix_register_limit(false, Grouped, sizeof(T) * V))
+__global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V))
     mix_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
   Forward<T, V, Grouped, Single, RowStochastic, true>(p, tensors, threadIdx.z, blockIdx.x).scan();
 }

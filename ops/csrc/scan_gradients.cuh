@@ -17,10 +17,10 @@ struct BackwardState {
   Part pending[kParts];  // Single: c_0 of the line after; otherwise c_+1 of the place before
 
   __device__ __forceinline__ BackwardState(int run, int plane)
-      : slots(Single ? kRun : kRun + run, plane), parity(0), parities(2 * kParts * slots.part_stride) {
+      : slots(Single ? kRun : kRun + run, blockDim.y, plane), parity(0), parities(2 * kParts * slots.part_stride) {
 #pragma unroll
     for (int part = 0; part < kParts; part++) clear(pending[part]);
-    slots.clear_all(Single ? kRun : kRun + run);
+    slots.clear_all(Single ? kRun : kRun + run, 1);
   }
 
   __device__ __forceinline__ void read_arriving(int place, int run, int part, Part& sum) const {
@@ -30,19 +30,24 @@ struct BackwardState {
     } else {
       slots.read(kRun + place, part, 0, sum);
     }
-    if (Single || place == 0) add_edge(slots.at(kLast, part) - slots.row_stride, sum);
-    if (Single || place + 1 == run) add_edge(slots.at(kFirst, part) + slots.row_stride, sum);
+    if (Single || place == 0) add_edge(slots.mine - slots.row_stride + edge(kLast, part, parity), sum);
+    if (Single || place + 1 == run) add_edge(slots.mine + slots.row_stride + edge(kFirst, part, parity), sum);
   }
 
-  __device__ __forceinline__ void add_edge(Shared edge, Part& sum) const {
+  // Bytes before it, `line` (parity or the other) after the first of the two.
+  __device__ __forceinline__ int edge(int slot, int part, int line) const {
+    return (slot * kParts + part) * slots.part_stride + line;
+  }
+
+  __device__ __forceinline__ void add_edge(Shared from, Part& sum) const {
     Part arriving;
-    read_shared<kWidth>(edge + parity, arriving);
+    read_shared<kWidth>(from, arriving);
 #pragma unroll
     for (int i = 0; i < kWidth; i++) sum[i] += arriving[i];
   }
 
-  __device__ __forceinline__ void write_edge(int edge, int part, const Part& values) const {
-    write_shared<kWidth>(slots.at(edge, part) + (parities - parity), values);
+  __device__ __forceinline__ void write_edge(int slot, int part, const Part& values) const {
+    write_shared<kWidth>(slots.mine + edge(slot, part, parities - parity), values);
   }
 
   __device__ __forceinline__ void send(int place, int run, int part, const Part (&c)[3]) {

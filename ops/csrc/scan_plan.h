@@ -10,7 +10,7 @@
 
 namespace gspn {
 
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 1024;
 
 // What of a device decides a plan.
 struct DeviceLimits {
@@ -56,17 +56,10 @@ struct Extent {
 inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 
 // Registers that a kernel may use: the least for which the compiler spills nothing (tests/ops/test_cuda_build.py).
-constexpr int register_limit(bool backward, bool shares_groups, int access_bytes, int vector, bool single) {
+constexpr int register_limit(bool backward, bool shares_groups, int access_bytes, int vector) {
   if (vector == 1) return backward ? 80 : 64;
   if (backward) return 128;
-  if (access_bytes < 16) return single ? 64 : 80;
-  return shares_groups ? (single ? 64 : vector == 8 ? 128 : 80) : !single && vector == 8 ? 128 : 96;
-}
-
-// The same of the kernels that read out on the spot, all at one position.
-constexpr int mix_register_limit(bool backward, bool shares_groups, int access_bytes) {
-  if (backward) return access_bytes < 16 ? 128 : 168;
-  return access_bytes < 16 || shares_groups ? 80 : 96;
+  return access_bytes < 16 || shares_groups ? 64 : 80;
 }
 
 // Items of a thread in its ring (scan_ring.cuh): the one that is computed, and those whose inputs are in flight.
@@ -128,9 +121,10 @@ inline void complete_plan(const ScanShape& s, bool backward, int element_bytes, 
   const int64_t tasks = (extent.segments + plan.segments - 1) / plan.segments;
   const int64_t tiles = (s.batch * tasks * (s.channels / plan.vector) + plan.lanes - 1) / plan.lanes;
   plan.blocks = plan.tiled ? tiles : tiles * s.directions;
-  const int edges = backward || !plan.single() ? 4 : 2;
-  const int64_t slots = edges + (plan.single() ? 0 : plan.run);
-  int64_t floats = slots * plan.vector * plan.lanes * (plan.rows + 2) * plan.planes;
+  // Forward the state of two lines; backward a run, and what leaves it at either end on two lines.
+  const int64_t slots = !backward ? 2 : plan.single() ? 4 : 4 + plan.run;
+  const int64_t rows = (backward ? 1 : plan.run) * plan.rows + 2;
+  int64_t floats = slots * plan.vector * plan.lanes * rows * plan.planes;
   plan.tile_offset = static_cast<int>(floats);
   if (plan.tiled && s.directions > 1) floats += s.pixels() * plan.vector * plan.lanes;
   floats = (floats + 3) / 4 * 4;
@@ -164,9 +158,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   constexpr int schedulers = 4, registers = 16384;  // of a multiprocessor; of one scheduler
   const Extent extent(s);
   const int warps = (plan.threads() + 31) / 32;
-  const int access = element_bytes * plan.vector;
-  const int limit = s.reads_out ? mix_register_limit(backward, grouped(s), access)
-                                : register_limit(backward, grouped(s), access, plan.vector, plan.single());
+  const int limit = register_limit(backward, grouped(s), element_bytes * plan.vector, plan.vector);
   const int warps_by_registers = schedulers * (registers / (32 * limit));
   const int by_shared = device.shared_per_block / (plan.shared_bytes + 1024);
   const int per_processor = std::min({warps_by_registers / warps, by_shared, 32});
@@ -176,17 +168,17 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   block_bytes *= plan.planes * plan.lanes * plan.vector * extent.length;
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
-  // As counted in the machine code (benchmarks/sass.py): forward 160 and 146, backward 396 and 391 for V = 4 and 8; a
-  // read-out adds 48 to 55 and 72 to 76.
+  // As counted in the machine code (benchmarks/sass.py): forward 160 and 145, backward 400 and 387 for V = 4 and 8; a
+  // read-out adds 46 to 50 and 71 to 72, several positions a thread 45 and 69 to 88.
   const double per_channel = (grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26)) + (s.reads_out ? 7.5 : 0);
   const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) +
-                              (s.reads_out ? 22 : 0) + per_channel * plan.vector;
+                              (s.reads_out ? 22 : 0) + (plan.single() ? 0 : backward ? 75 : 45) +
+                              per_channel * plan.vector;
   const double at_start = backward ? 700 : 500;
   const double waiting = latency / kInFlight;
   const double item = std::max(waiting, 2 * instructions / cycles_per_microsecond);
   const double alone = plan.run * item + barrier * (plan.planes > 1 ? 2 : 1);
   const double alone_at_start = latency + 2 * at_start / cycles_per_microsecond;
-  const double state = plan.single() ? 1 : 1.05;  // a run's state is in shared memory, not in registers
   const auto wave = [&](int64_t blocks) {
     const double share = static_cast<double>(blocks) / device.multiprocessors;
     const double memory = share * block_bytes / bytes_per_microsecond;
@@ -201,7 +193,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
     return std::max(alone_at_start, warps_there * at_start / (schedulers * cycles_per_microsecond));
   };
   const double lines = static_cast<double>(task_lines(s, plan));
-  const auto together = [&](int64_t blocks) { return state * lines * wave(blocks) + start(blocks); };
+  const auto together = [&](int64_t blocks) { return lines * wave(blocks) + start(blocks); };
   return full * together(slots) + (rest > 0 ? together(rest) : 0);
 }
 
@@ -225,7 +217,9 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
     plan.segments = static_cast<int>(segments);
     complete_plan(s, backward, element_bytes, plan);
     if (plan.threads() > kMaxThreads || plan.shared_bytes > device.shared_per_block) return;
-    const double time = modelled_time(s, backward, element_bytes, device, plan);
+    // Of a block that has a multiprocessor to itself all warps wait at the same barrier.
+    const double reluctance = plan.threads() > kMaxThreads / 2 ? 1.05 : 1;
+    const double time = reluctance * modelled_time(s, backward, element_bytes, device, plan);
     const double gain = vector < best.vector ? 0.9 : 0.97;
     if (time < 0 || (best.vector > 0 && time > gain * best_time)) return;
     best = plan;

@@ -2,9 +2,9 @@
 //
 // A block is (lanes, rows, planes) threads. A lane is V neighbouring channels of one image, in some of its segments when
 // the pass restarts; the rows of a block share out the positions of a line, `run` positions each. So neighbouring threads
-// take neighbouring channels, every access is coalesced in every direction, and a step from line to line needs from
-// the other threads only the edges of their runs, through shared memory with one barrier. A block does one direction, or,
-// tiled, all of them at once: each has a plane.
+// take neighbouring channels, every access is coalesced in every direction, and what a step from line to line needs from
+// the other threads goes through shared memory, with one barrier. A block does one direction, or, tiled, all of them at
+// once: each has a plane.
 #pragma once
 
 #include "cuda_primitives.cuh"
@@ -37,7 +37,7 @@ struct ScanParameters {
 template <int V>
 struct Task {
   int64_t image;
-  int first_line, position, channel;
+  int first_line, channel;
   bool exists;
 
   // Lanes count channels fastest, then the tasks of a pass, then images.
@@ -48,33 +48,44 @@ struct Task {
     channel = static_cast<int>(lane - scan * vectors) * V;
     image = scan / tasks;
     first_line = static_cast<int>(scan % tasks) * p.task_lines;
-    position = threadIdx.y * p.run;
     exists = image < p.batch;
     if (!exists) image = 0;
   }
 };
 
-// The items of a task in the order in which it meets them: the places of its run, line after line. `Step` is +1
+// The positions of a line that a thread has: `run` of them, `step` apart. Single: there is one.
+template <bool Single>
+struct Run {
+  int first, last, step;
+  int pixels, back;  // from one to the next, and from the last to the first
+
+  __device__ __forceinline__ Run(const Walk& walk, int first, int run, int step)
+      : first(first), last(Single ? first : first + (run - 1) * step), step(step),
+        pixels(step * walk.position_stride), back(Single ? 0 : (run - 1) * pixels) {}
+};
+
+// The items of a task in the order in which it meets them: the positions of its run, line after line. `Step` is +1
 // from the first line on, -1 from the last line back.
 template <bool Single, int Step>
 struct Cursor {
-  int lines;    // counts down
-  int restart;  // `lines` at the line, this or one to come, where the pass starts anew
-  int place, pixel;
+  int lines;     // counts down
+  int restart;   // `lines` at the line, this or one to come, where the pass starts anew
+  int n, pixel;  // the position in the line
 
-  __device__ __forceinline__ Cursor(int first, int first_restart, int first_pixel)
-      : lines(first), restart(first_restart), place(0), pixel(first_pixel) {}
+  __device__ __forceinline__ Cursor(int first, int first_restart, int first_position, int first_pixel)
+      : lines(first), restart(first_restart), n(first_position), pixel(first_pixel) {}
 
   __device__ __forceinline__ bool restarts() const { return lines == restart; }
 
-  __device__ __forceinline__ void advance(const Walk& walk, int run, int period) {
-    if (Single || ++place == run) {
-      place = 0;
+  __device__ __forceinline__ void advance(const Walk& walk, const Run<Single>& run, int period) {
+    if (Single || n == run.last) {
+      if (!Single) n = run.first;
       if (lines == restart) restart -= period;
       lines--;
-      pixel += Step * walk.line_stride - (Single ? 0 : (run - 1) * walk.position_stride);
+      pixel += Step * walk.line_stride - run.back;
     } else {
-      pixel += walk.position_stride;
+      n += run.step;
+      pixel += run.pixels;
     }
   }
 };
@@ -113,23 +124,29 @@ struct Slots {
   int part_stride;  // bytes from part to part
   int row_stride;   // bytes to the same lane in the next row
 
-  // So many slots of each thread, its plane's behind those of the planes before. Before the first row and after the last
+  // So many slots of so many rows, its plane's behind those of the planes before. Before the first row and after the last
   // there is one more, which stays 0.
-  __device__ __forceinline__ Slots(int slots, int plane) {
+  __device__ __forceinline__ Slots(int slots, int rows, int plane) {
     row_stride = blockDim.x * kWidth * 4;
-    part_stride = row_stride * (blockDim.y + 2);
+    part_stride = row_stride * (rows + 2);
     mine = shared_memory() + threadIdx.x * (kWidth * 4) + (threadIdx.y + 1) * row_stride +
            plane * slots * kParts * part_stride;
   }
 
   __device__ __forceinline__ Shared at(int slot, int part) const { return mine + (slot * kParts + part) * part_stride; }
 
-  __device__ __forceinline__ void clear_all(int slots) const {
+  // `run`: rows of each thread, as far apart as there are threads.
+  __device__ __forceinline__ void clear_all(int slots, int run) const {
     Part zero = {};
     for (int i = 0; i < slots * kParts; i++) {
-      const Shared own = mine + i * part_stride;
-      write_shared<kWidth>(own, zero);
+      Shared own = mine + i * part_stride;
       if (threadIdx.y == 0) write_shared<kWidth>(own - row_stride, zero);
+#pragma unroll 1
+      for (int more = run - 1; more > 0; more--) {
+        write_shared<kWidth>(own, zero);
+        own += blockDim.y * row_stride;
+      }
+      write_shared<kWidth>(own, zero);
       if (threadIdx.y + 1 == blockDim.y) write_shared<kWidth>(own + row_stride, zero);
     }
     __syncthreads();

@@ -77,25 +77,17 @@ def test_nothing_spills(kernels, conv_kernels):
 
 
 def test_registers_are_as_the_plan_believes(kernels):
-    """register_limit, mix_register_limit of scan_plan.h: more would leave fewer resident blocks than planned."""
+    """register_limit of scan_plan.h: more would leave fewer resident blocks than planned."""
     for kernel in kernels:
         wide = kernel.vector * (4 if kernel.dtype == "float32" else 2) == 16
         if kernel.pass_.startswith("merge"):
             limit = 64  # four blocks of 256 threads on a multiprocessor, 128 bytes in flight in each
-        elif kernel.pass_ == "mix_backward":
-            limit = 168 if wide else 128
-        elif kernel.pass_ == "mix_forward":
-            limit = 80 if kernel.grouped or not wide else 96
         elif kernel.vector == 1 or kernel.pass_ == "sum_parts":
             limit = 80 if kernel.pass_ == "scan_backward" else 64
-        elif kernel.pass_ == "scan_backward":
+        elif kernel.pass_.endswith("backward"):
             limit = 128
-        elif not wide:
-            limit = 64 if kernel.single else 80
         else:
-            limit = 128 if kernel.vector == 8 and not kernel.single else 96
-            if kernel.grouped and limit == 96:
-                limit = 64 if kernel.single else 80
+            limit = 64 if kernel.grouped or not wide else 80
         assert kernel.registers <= limit, kernel
 
 

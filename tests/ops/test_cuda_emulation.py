@@ -200,13 +200,13 @@ ONE_TYPE = {"level": "-O0", "kernels": ("scan",)}
 ONLY_FLOAT = {**ONE_TYPE, "dtypes": (torch.float32,)}
 BARRIERS = (
     Mutation("scan_forward.cuh", "    __syncthreads();\n    parity", "    parity", "shared memory"),
-    Mutation("scan_backward.cuh", "if (item.place == 0) __syncthreads();", "", "shared memory"),
+    Mutation("scan_backward.cuh", "if (Single || item.n == run.first) __syncthreads();", "", "shared memory"),
 )
 INDICES = (
     Mutation(
         "scan_forward.cuh",
-        "slots.at(kFirst, part) + slots.row_stride + parity",
-        "slots.at(kFirst, part) + parity",
+        "slots.mine + slots.row_stride + offset(part, parity)",
+        "slots.mine + offset(part, parity)",
         "^h ",
     ),
     Mutation("scan_backward.cuh", "ring.read_of(beside[1],", "ring.read_of(beside[0],", "^dlogits "),
@@ -214,7 +214,7 @@ INDICES = (
 BOUNDS = (
     Mutation(
         "scan_forward.cuh",
-        "task.exists && position < walk.length ? min(lines, walk.lines - first_line) : 0",
+        "task.exists && run.first < walk.length ? min(lines, walk.lines - first_line) : 0",
         "min(lines, walk.lines - first_line)",
         "every tensor|second write",
     ),

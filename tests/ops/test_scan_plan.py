@@ -43,7 +43,7 @@ def test_plan_exists_and_fits(library, side, backward, channels, groups):
             plan = report(library, scan, backward, dtype, shared_per_block=shared)
             assert plan.vector >= 1
             assert plan.rows * plan.run >= side
-            assert plan.threads <= 512
+            assert plan.threads <= (768 if backward else 1024)
             assert plan.shared_bytes <= shared
             if plan.vector == 8:
                 assert not backward or (plan.run == 1 and groups < channels)
