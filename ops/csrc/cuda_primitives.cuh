@@ -82,6 +82,9 @@ __device__ __forceinline__ T* at_pixel(T* base, int pixel, int stride) {
   return result;
 }
 
+// The upper half of the product.
+__device__ __forceinline__ unsigned high_product(unsigned a, unsigned b) { return __umulhi(a, b); }
+
 // Takes the value out of the compiler's sight, which would else load it anew wherever it is used.
 __device__ __forceinline__ int in_register(int value) {
   asm("" : "+r"(value));

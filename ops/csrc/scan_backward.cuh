@@ -47,14 +47,14 @@ struct Backward {
         k(direction),
         walk(parameters.walks[direction].in_registers()),
         run(walk, threadIdx.y * (Single ? 1 : p.run), p.run, 1) {
-    const Task<V> task(p, walk.lines, tile);
+    const Task<V> task(p, walk, tile);
     plane = Single ? threadIdx.z : 0;
     lines = Single && p.tiled ? p.task_lines : min(p.task_lines, walk.lines);
     own_lines = task.exists && run.first < walk.length ? min(lines, walk.lines - task.first_line) : 0;
     first_pixel = walk.start + (task.first_line + lines - 1) * walk.line_stride + run.first * walk.position_stride;
-    const int heads = p.channels / p.groups, group = task.channel / heads;
-    const int lane = task.channel % heads / V;
-    part = lane % tensors.group_lanes == 0 ? lane / tensors.group_lanes : -1;
+    const int group = p.heads.quotient(task.channel);
+    const int lane = static_cast<int>(task.channel - group * p.heads.value) / V;
+    part = lane >> tensors.group_shift << tensors.group_shift == lane ? lane >> tensors.group_shift : -1;
     const int64_t image = task.image * p.pixels, size = sizeof(T);
     x_start = image * p.x_stride + task.channel * size;
     lam_start = image * p.lam_stride + (k * p.channels + task.channel) * size;
@@ -187,7 +187,7 @@ struct Backward {
         if (there) state.send(item.n - run.first, p.run, part, c);
       }
     });
-    dlogits.finish(tensors.group_lanes, exist, p.sigmoid);
+    dlogits.finish(1 << tensors.group_shift, exist, p.sigmoid);
   }
 
   // The line before is another segment's last: nothing goes to it.
@@ -273,7 +273,7 @@ struct Backward {
     const int scale = to_part ? sizeof(float) / sizeof(T) : 1, stride = p.x_stride * scale;
     char* first = to_part ? reinterpret_cast<char*>(tensors.dx_parts[k]) : reinterpret_cast<char*>(tensors.dx);
     DxTarget<T, Single> to{follow(first, x_start * scale, stride), {}, stride, to_part};
-    if constexpr (Single) to.tile = Tile::of<V, -1>(p, walk, first_pixel, run.first, p.tiled && p.directions > 1);
+    if constexpr (Single) to.tile = Tile::of<V, -1>(p, walk, first_pixel, run.first, p.tiled && p.directions.value > 1);
     return to;
   }
 
@@ -327,13 +327,13 @@ struct Backward {
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic, bool ReadsOut>
 __device__ __forceinline__ void backward_of(const ScanParameters& p, const BackwardPointers<T>& tensors) {
   const bool tiled = Single && p.tiled;
-  const unsigned block = blockIdx.x, directions = p.directions, before = block / directions;
-  const unsigned k = tiled ? threadIdx.z : block - before * directions;
+  const unsigned block = blockIdx.x, before = p.directions.quotient(block);
+  const unsigned k = tiled ? threadIdx.z : block - before * p.directions.value;
   Backward<T, V, Grouped, Single, RowStochastic, ReadsOut>(p, tensors, k, tiled ? block : before).scan();
 }
 
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
-__global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V))
+__global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V, false))
     scan_backward_kernel(const __grid_constant__ ScanParameters p,
                          const __grid_constant__ BackwardPointers<T> tensors) {
   backward_of<T, V, Grouped, Single, RowStochastic, false>(p, tensors);
@@ -341,7 +341,7 @@ __global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V))
 
 // Single and RowStochastic are true, as in mix_forward_kernel.
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
-__global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V))
+__global__ void __maxnreg__(register_limit(true, Grouped, sizeof(T) * V, V, true))
     mix_backward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ BackwardPointers<T> tensors) {
   backward_of<T, V, Grouped, Single, RowStochastic, true>(p, tensors);
 }

@@ -13,9 +13,11 @@ inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan, in
   ScanParameters p{};
   p.batch = s.batch;
   p.pixels = static_cast<int>(s.pixels());
-  p.directions = static_cast<int>(s.directions);
   p.channels = static_cast<int>(s.channels);
   p.groups = static_cast<int>(s.groups);
+  p.directions = Divisor::of(s.directions);
+  p.vectors = Divisor::of(s.channels / plan.vector);
+  p.heads = Divisor::of(s.heads());
   const int64_t lines = Extent(s).lines;
   p.period = static_cast<int>(s.segment > 0 ? std::min(s.segment, lines) : lines);
   p.x_stride = static_cast<int>(s.channels * element_bytes);
@@ -30,7 +32,8 @@ inline ScanParameters parameters_of(const ScanShape& s, const ScanPlan& plan, in
   for (int64_t k = 0; k < s.directions; k++) {
     const LineWalk walk(s, s.codes[k]);
     p.walks[k] = {static_cast<int>(walk.count), static_cast<int>(walk.length), static_cast<int>(walk.start),
-                  static_cast<int>(walk.line_stride), static_cast<int>(walk.position_stride)};
+                  static_cast<int>(walk.line_stride), static_cast<int>(walk.position_stride),
+                  Divisor::of((walk.count + p.task_lines - 1) / p.task_lines)};
   }
   return p;
 }
@@ -138,7 +141,7 @@ void backward_scan(const ScanShape& s, const ScanPlan& plan, BackwardPointers<T>
                    Launch& launch) {
   const int64_t pixels = s.batch * s.pixels(), elements = pixels * s.channels;
   for (int64_t k = 0; dx_parts && k < s.directions; k++) tensors.dx_parts[k] = dx_parts + k * elements;
-  tensors.group_lanes = plan.group_lanes;
+  for (tensors.group_shift = 0; 1 << tensors.group_shift < plan.group_lanes;) tensors.group_shift++;
   tensors.parts = plan.parts;
   if (s.reads_out)
     backward_mix_of<T>(s, plan, tensors, launch);

@@ -53,7 +53,7 @@ BackwardPointers<T> backward_pointers(const Tensor& grad, const Tensor& x, const
                                       const Tensor& dlogits_parts) {
   return {input<T>(grad), input<T>(x),     input<T>(lam),      input<T>(logits), input<T>(h),
           output<T>(dx),  output<T>(dlam), output<T>(dlogits), {},               floats(dlogits_parts),
-          1,              1};
+          0,              1};
 }
 
 }  // namespace gspn

@@ -106,13 +106,13 @@ struct Forward {
   __device__ __forceinline__ Forward(const ScanParameters& parameters, const ForwardPointers<T>& tensors, int k,
                                      unsigned tile)
       : p(parameters), walk(parameters.walks[k].in_registers()), run(walk, threadIdx.y, p.run, blockDim.y) {
-    const Task<V> task(p, walk.lines, tile);
+    const Task<V> task(p, walk, tile);
     plane = ReadsOut ? k : 0;
     first_line = task.first_line;
     lines = ReadsOut ? p.task_lines : min(p.task_lines, walk.lines);
     own_lines = task.exists && run.first < walk.length ? min(lines, walk.lines - first_line) : 0;
     const int64_t image = task.image * p.pixels;
-    const int group = task.channel / (p.channels / p.groups);
+    const int group = p.heads.quotient(task.channel);
     const int64_t lam_start = image * p.lam_stride + (k * p.channels + task.channel) * int64_t{sizeof(T)};
     x = offset(tensors.x, image * p.x_stride) + task.channel;
     lam = offset(tensors.lam, lam_start);
@@ -261,7 +261,7 @@ struct Forward {
         follow(logits + 2 * p.groups, p.logits_stride)}};
     ForwardTarget<T, Single> to{follow(h, p.lam_stride), follow(y, p.x_stride), {}};
     if constexpr (ReadsOut)
-      to.sum = Tile::of<V, 1>(p, walk, item.pixel, run.first, p.directions > 1);
+      to.sum = Tile::of<V, 1>(p, walk, item.pixel, run.first, p.directions.value > 1);
     typename Inputs::Place ring(p.ring_offset, plane);
     Words words(ring.words, logits, p.groups, p.logits_stride, item.pixel, walk.line_stride);
     const auto stage_next = [&] {
@@ -283,15 +283,15 @@ struct Forward {
 };
 
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
-__global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V))
+__global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, false))
     scan_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
-  const unsigned block = blockIdx.x, directions = p.directions, tile = block / directions;
-  Forward<T, V, Grouped, Single, RowStochastic, false>(p, tensors, block - tile * directions, tile).scan();
+  const unsigned block = blockIdx.x, tile = p.directions.quotient(block), k = block - tile * p.directions.value;
+  Forward<T, V, Grouped, Single, RowStochastic, false>(p, tensors, k, tile).scan();
 }
 
 // Single and RowStochastic are true: parameters as above, so that the tests of the machine code know its name.
 template <typename T, int V, bool Grouped, bool Single, bool RowStochastic>
-__global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V))
+__global__ void __maxnreg__(register_limit(false, Grouped, sizeof(T) * V, V, true))
     mix_forward_kernel(const __grid_constant__ ScanParameters p, const __grid_constant__ ForwardPointers<T> tensors) {
   Forward<T, V, Grouped, Single, RowStochastic, true>(p, tensors, threadIdx.z, blockIdx.x).scan();
 }

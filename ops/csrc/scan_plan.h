@@ -56,10 +56,11 @@ struct Extent {
 inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 
 // Registers that a kernel may use: the least for which the compiler spills nothing (tests/ops/test_cuda_build.py).
-constexpr int register_limit(bool backward, bool shares_groups, int access_bytes, int vector) {
+constexpr int register_limit(bool backward, bool shares_groups, int access_bytes, int vector, bool reads_out) {
   if (vector == 1) return backward ? 80 : 64;
   if (backward) return 128;
-  return access_bytes < 16 || shares_groups ? 64 : 80;
+  if (access_bytes < 16) return 64;
+  return !shares_groups ? 80 : reads_out ? 72 : 64;
 }
 
 // Items of a thread in its ring (scan_ring.cuh): the one that is computed, and those whose inputs are in flight.
@@ -158,7 +159,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   constexpr int schedulers = 4, registers = 16384;  // of a multiprocessor; of one scheduler
   const Extent extent(s);
   const int warps = (plan.threads() + 31) / 32;
-  const int limit = register_limit(backward, grouped(s), element_bytes * plan.vector, plan.vector);
+  const int limit = register_limit(backward, grouped(s), element_bytes * plan.vector, plan.vector, s.reads_out);
   const int warps_by_registers = schedulers * (registers / (32 * limit));
   const int by_shared = device.shared_per_block / (plan.shared_bytes + 1024);
   const int per_processor = std::min({warps_by_registers / warps, by_shared, 32});
@@ -174,7 +175,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) +
                               (s.reads_out ? 22 : 0) + (plan.single() ? 0 : backward ? 75 : 45) +
                               per_channel * plan.vector;
-  const double at_start = backward ? 700 : 500;
+  const double at_start = backward ? 500 : 300;
   const double waiting = latency / kInFlight;
   const double item = std::max(waiting, 2 * instructions / cycles_per_microsecond);
   const double alone = plan.run * item + barrier * (plan.planes > 1 ? 2 : 1);

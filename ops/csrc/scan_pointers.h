@@ -17,7 +17,7 @@ struct BackwardPointers {
   T *dx, *dlam, *dlogits;
   float* dx_parts[4];    // each direction's (B, H, W, C), or null: one direction, or tiled
   float* dlogits_parts;  // (B, H, W, K, 3, G, parts), or null: each group lies within the lanes summed by shuffles
-  int group_lanes;       // neighbouring lanes, a power of two, that are summed by shuffles
+  int group_shift;       // 2^this neighbouring lanes are summed by shuffles
   int parts;             // partial sums of a group that remain
   const T* u = nullptr;  // read-out: null, and every gate is 1
   T* du = nullptr;       // null with u

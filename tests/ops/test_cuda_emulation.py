@@ -216,9 +216,11 @@ BOUNDS = (
         "scan_forward.cuh",
         "task.exists && run.first < walk.length ? min(lines, walk.lines - first_line) : 0",
         "min(lines, walk.lines - first_line)",
-        "every tensor|second write",
+        "every tensor|second write|before the write",
     ),
-    Mutation("scan_backward.cuh", "item.lines <= own_lines &&", "", "every tensor|second write"),
+    Mutation(
+        "scan_backward.cuh", "item.lines <= own_lines &&", "", "every tensor|second write|before the write"
+    ),
 )
 NO_WAIT = (
     Mutation("scan_forward.cuh", "wait_for_copies<kStages - 1>();", "", "before its copy has landed"),

@@ -106,7 +106,7 @@ void backward(const ScanShape& s, const ScanPlan& plan, int64_t first_image, voi
   for (int i = 0; i < count; i++)
     all[i] = shifted<T>(tensors[i], bytes[i] / size / (s.batch - first_image) * first_image);
   const BackwardPointers<T> pointers{all[0], all[1], all[2], all[3], all[4],
-                                     all[5], all[6], all[7], {},     dlogits_parts.data, 1, 1,
+                                     all[5], all[6], all[7], {},     dlogits_parts.data, 0, 1,
                                      all[8], all[9]};
   backward_scan<T>(s, plan, pointers, dx_parts.data, launch);
 }

@@ -159,6 +159,8 @@ T* at_pixel(T* base, int pixel, int stride) {
   return reinterpret_cast<T*>(reinterpret_cast<intptr_t>(base) + int64_t{pixel} * stride);
 }
 
+inline unsigned high_product(unsigned a, unsigned b) { return uint64_t{a} * b >> 32; }
+
 template <typename T>
 T in_register(T value) {
   return value;
