@@ -55,7 +55,8 @@ struct Extent {
 
 inline bool grouped(const ScanShape& s) { return s.groups != s.channels; }
 
-// Registers that a kernel may use: the least for which the compiler spills nothing (tests/ops/test_cuda_build.py).
+// Registers that a kernel may use: few enough for many warps, and so many that nothing is spilled
+// (tests/ops/test_cuda_build.py).
 constexpr int register_limit(bool backward, bool shares_groups, int access_bytes, int vector, bool reads_out) {
   if (vector == 1) return backward ? 80 : 64;
   if (backward) return 128;
@@ -170,7 +171,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
   // As counted in the machine code (benchmarks/sass.py): forward 160 and 145, backward 400 and 387 for V = 4 and 8; a
-  // read-out adds 46 to 50 and 71 to 72, several positions a thread 45 and 69 to 88.
+  // read-out adds 47 to 50 and 75 to 81, several positions a thread 43 to 46 and 71 to 87.
   const double per_channel = (grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26)) + (s.reads_out ? 7.5 : 0);
   const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) +
                               (s.reads_out ? 22 : 0) + (plan.single() ? 0 : backward ? 75 : 45) +
@@ -228,7 +229,7 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
   };
   for (int vector : {8, 4, 1}) {
     if (vector == 1 && best.vector > 0) break;
-    for (int stretch = 1; stretch <= 4; stretch++)
+    for (int stretch = 1; stretch <= (best.vector > 0 ? 4 : 8); stretch++)
       for (int lanes = 32; lanes >= 1; lanes /= 2) {
         const int64_t shortest = std::max<int64_t>(1, (length * lanes + kMaxThreads - 1) / kMaxThreads);
         // Long tasks first: what their start costs is shared by more lines.

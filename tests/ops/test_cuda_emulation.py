@@ -301,6 +301,9 @@ TURNS = {
         "body();\n    meet_if(waits);",
         "shared memory",
     ),
+    "planes of half warps": Mutation(
+        "scan_plan.h", "while (plan.lanes * plan.rows % 32 != 0) plan.rows++;", ";", "threads of a warp"
+    ),
     "a plane's threads in one ring": Mutation(
         "scan_ring.cuh", "(plane * blockDim.y + threadIdx.y)", "threadIdx.y", "memory|copy"
     ),
@@ -331,7 +334,7 @@ def test_mistakes_in_step_are_noticed(mutation, tmp_path):
 
 
 def compare_tiled(library):
-    for sizes in ((8, 8), (6, 8), (8, 4)):
+    for sizes in ((8, 8), (6, 8), (8, 4), (10, 6)):
         compare(library, Scan(1, *sizes, 16, 16), torch.float32, backward=Plan(4, 4, 1, True))
 
 

@@ -33,7 +33,16 @@ def test_plan_of_short_lines_keeps_them_in_registers_and_dx_in_the_block(library
         assert plan.blocks >= 4 * 132
 
 
-@pytest.mark.parametrize("side", [1, 2, 64, 128, 256, 700, 1024, 4096, 9000])
+def registers(plan, backward, grouped, dtype):
+    """register_limit of scan_plan.h for a scan alone."""
+    if plan.vector == 1:
+        return 80 if backward else 64
+    if backward:
+        return 128
+    return 64 if grouped or plan.vector * dtype.itemsize < 16 else 80
+
+
+@pytest.mark.parametrize("side", [1, 2, 14, 16, 32, 64, 128, 256, 700, 1024, 4096, 9000])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("channels, groups", [(8, 8), (1152, 72), (1500, 1500), (7, 1)])
 def test_plan_exists_and_fits(library, side, backward, channels, groups):
@@ -43,14 +52,17 @@ def test_plan_exists_and_fits(library, side, backward, channels, groups):
             plan = report(library, scan, backward, dtype, shared_per_block=shared)
             assert plan.vector >= 1
             assert plan.rows * plan.run >= side
-            assert plan.threads <= (768 if backward else 1024)
+            assert plan.threads <= min(1024, 65536 // registers(plan, backward, groups < channels, dtype))
+            assert not plan.tiled or plan.lanes * plan.rows % 32 == 0  # whole warps for each direction
             assert plan.shared_bytes <= shared
             if plan.vector == 8:
                 assert not backward or (plan.run == 1 and groups < channels)
 
 
-def test_plan_refuses_lines_that_no_block_holds(library):
-    assert report(library, Scan(1, 1, 200_000, 8, 8)).vector == 0
+def test_the_longest_lines_that_a_block_holds(library):
+    for backward in (False, True):
+        assert report(library, Scan(1, 1, 27_000, 1152, 72), backward).vector > 0
+        assert report(library, Scan(1, 1, 200_000, 8, 8), backward).vector == 0
 
 
 @pytest.mark.parametrize("batch, side", [(4, 64), (1, 128)])

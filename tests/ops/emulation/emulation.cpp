@@ -29,6 +29,7 @@ struct Thread {
   Wait wait;
   float value;  // offered to, then taken from, a shuffle or a vote; or the number of a barrier
   int mask;
+  int meetings;  // calls of meet_if
   std::vector<Copy> started;              // of no group yet
   std::deque<std::vector<Copy>> groups;   // that have not landed, the oldest first
 };
@@ -85,6 +86,7 @@ void start_threads(BlockThreads block) {
     if (!thread.stack) thread.stack = std::make_unique<char[]>(kStackBytes);
     thread.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
     thread.wait = Wait::kNone;
+    thread.meetings = 0;
     thread.started.clear();
     thread.groups.clear();
     getcontext(&thread.context);
@@ -101,9 +103,14 @@ bool all_wait(int begin, int end, Wait why) {
   return true;
 }
 
+// All threads of a block wait for one barrier, and those of a warp by the same call: elsewhere the hardware hangs.
 bool same_barrier() {
-  return std::all_of(threads.begin(), threads.begin() + count,
-                     [](const Thread& thread) { return thread.value == threads[0].value; });
+  for (int i = 0; i < count; i++) {
+    if (threads[i].value != threads[0].value) return false;
+    if (threads[i].value != 0 && threads[i].meetings != threads[i / kWarp * kWarp].meetings)
+      error = "threads of a warp meet at different calls";
+  }
+  return error.empty();
 }
 
 // Lets a warp whose threads all offer a value swap them; those of a partial warp that do not exist offer NaN.
@@ -210,6 +217,11 @@ void fail(const char* what, const void* where) {
 void barrier(int number) {
   threads[current].value = number;
   yield(Wait::kBarrier);
+}
+
+void meet_if(bool here) {
+  threads[current].meetings++;
+  if (here) barrier(1);
 }
 
 float exchange(float value, int mask) {

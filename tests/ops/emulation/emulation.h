@@ -35,6 +35,7 @@ using std::max;
 using std::min;
 
 void barrier(int number = 0);
+void meet_if(bool here);
 void fail(const char* what, const void* where);
 void check_global(const void* address, int bytes, bool writes);
 float exchange(float value, int mask);
@@ -175,10 +176,6 @@ bool squares_below(const Packed<T, V> (&packed)[3], float bound) {
     most = most > sum || most != most ? most : sum;
   }
   return most < bound;
-}
-
-inline void meet_if(bool here) {
-  if (here) barrier(1);
 }
 
 inline bool warp_all(bool condition) { return vote(condition); }
