@@ -7,13 +7,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from ops import depthwise_conv, gated_merge, gspn_scan
+from ops import depthwise_conv, gated_merge, gspn_mix, gspn_scan
 
 # B, H, W, C, G, segment: short and long lines, odd sizes, groups and segments.
 SHAPES = [
     (2, 16, 16, 32, 32, 0),
     (1, 7, 5, 13, 13, 0),
     (2, 8, 8, 64, 4, 3),
+    (1, 10, 6, 32, 32, 0),
+    (1, 32, 32, 64, 4, 0),
     (1, 5, 6, 37, 1, 2),
     (1, 3, 700, 8, 8, 0),
 ]
@@ -30,7 +32,7 @@ def convolve(map_: tuple[int, ...], size: int, activation: str | None, dtype: to
 
 
 def main() -> int:
-    """Run every shape forward and backward in every dtype, the gated merge after the scan."""
+    """Run every shape forward and backward in every dtype, with the gated merge after the scan and in one with it."""
     for batch, height, width, channels, groups, segment in SHAPES:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             pixels = (batch, height, width)
@@ -38,6 +40,7 @@ def main() -> int:
             inputs = [torch.randn(size).to("cuda", dtype).requires_grad_() for size in sizes]
             h = gspn_scan(*inputs, segment=segment)
             gated_merge(h, inputs[1]).float().sum().backward()
+            gspn_mix(*inputs, inputs[1], segment=segment).float().sum().backward()
     for map_ in MAPS:
         for size, activation in ((3, "relu_squared"), (5, None), (7, None)):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):

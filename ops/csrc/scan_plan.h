@@ -229,7 +229,7 @@ inline ScanPlan make_plan(const ScanShape& s, bool backward, int element_bytes, 
   };
   for (int vector : {8, 4, 1}) {
     if (vector == 1 && best.vector > 0) break;
-    for (int stretch = 1; stretch <= (best.vector > 0 ? 4 : 8); stretch++)
+    for (int stretch = 1; stretch <= (best.vector > 0 ? 4 : 64); stretch++)
       for (int lanes = 32; lanes >= 1; lanes /= 2) {
         const int64_t shortest = std::max<int64_t>(1, (length * lanes + kMaxThreads - 1) / kMaxThreads);
         // Long tasks first: what their start costs is shared by more lines.

@@ -1,5 +1,7 @@
 """The plans of the CUDA scan: a pure function from a shape to a launch."""
 
+import ctypes
+
 import pytest
 import torch
 
@@ -31,6 +33,17 @@ def test_plan_of_short_lines_keeps_them_in_registers_and_dx_in_the_block(library
         assert plan.tiled == backward
         assert plan.lanes * plan.vector * 2 >= 32  # a sector of memory at least
         assert plan.blocks >= 4 * 132
+
+
+def test_division_by_what_the_host_knows(library):
+    generator = torch.Generator().manual_seed(0)
+    values = [*range(1, 70), 144, 375, 1500, 2**31 - 1, *(2**k + d for k in range(7, 31) for d in (-1, 0, 1))]
+    for value in values:
+        whole = torch.randint(0, (2**31 - 1) // value + 1, (40,), generator=generator).tolist()
+        numbers = {q * value + d for q in (*whole, (2**31 - 1) // value) for d in (-1, 0, 1)} | {0, 2**31 - 1}
+        for n in numbers:
+            if 0 <= n < 2**31:
+                assert library.divide(ctypes.c_int64(value), n) == n // value, (n, value)
 
 
 def registers(plan, backward, grouped, dtype):

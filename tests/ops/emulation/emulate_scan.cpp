@@ -147,6 +147,8 @@ extern "C" int ask_reads_out_well(const int64_t* shape, int is_backward, int ele
                         make_plan(s, is_backward, element_bytes, alignment, device));
 }
 
+extern "C" unsigned divide(int64_t value, unsigned n) { return Divisor::of(value).quotient(n); }
+
 // dtype: 0 float32, 1 bfloat16, 2 float16. tensors: x lam logits h, or grad_h x lam logits h dx dlam dlogits, of the images
 // from `first_image` on; those before are left out. Of a read-out also u y, or grad_y in the place of grad_h and u du.
 // Returns "" or what went wrong.
