@@ -38,8 +38,8 @@ void start_gradient(const ConvShape& s, const ConvPlan& plan, const GradientPoin
 template <typename T, typename Launch>
 void start_sum(const ConvShape& s, const float* parts, int64_t count, T* dweight, T* dbias, Launch& launch) {
   const int64_t of_weights = s.channels * s.size * s.size, elements = of_weights + s.channels;
-  launch(conv_sum_kernel<T>, quotient(elements, kSumLanes), BlockThreads{kSumLanes, kSumRows}, kSumLanes * kSumRows * 4, parts, count,
-         of_weights, elements, dweight, dbias);
+  launch(conv_sum_kernel<T>, quotient(elements, kSumLanes), BlockThreads{kSumLanes, kSumRows}, kSumLanes * kSumRows * 4,
+         parts, count, of_weights, elements, dweight, dbias);
 }
 
 }  // namespace conv

@@ -34,7 +34,8 @@ struct StreamLaunch {
   void operator()(Kernel kernel, int64_t blocks, BlockThreads threads, int shared_bytes, const Arguments&... arguments) {
     constexpr int without_opt_in = 48 * 1024;
     if (shared_bytes > without_opt_in) allow_shared_memory(reinterpret_cast<const void*>(kernel));
-    kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(threads.x, threads.y, threads.z), shared_bytes, stream>>>(arguments...);
+    const dim3 grid(static_cast<unsigned>(blocks)), block(threads.x, threads.y, threads.z);
+    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
     check_cuda(cudaGetLastError());
   }
 };

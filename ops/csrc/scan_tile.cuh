@@ -17,7 +17,8 @@ struct Tile {
   int first, last;   // at so many lines left and more this direction is its pixel's first, at so many and fewer its last
   bool waits, goes;  // it takes the second turn, or the first; without others neither
 
-  // The first item is at `pixel`; Step as in Cursor. Of unequal sides the shorter pass ends earlier, backward it begins later.
+  // The first item is at `pixel`; Step as in Cursor. Of unequal sides the shorter pass ends earlier; backward it begins
+  // later.
   template <int V, int Step>
   static __device__ __forceinline__ Tile of(const ScanParameters& p, const Walk& walk, int pixel, int position,
                                             bool sums) {
