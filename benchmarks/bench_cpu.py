@@ -27,6 +27,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from benchmarks.paired import at_least  # noqa: E402
 from ops import gspn_scan, gspn_scan_reference  # noqa: E402
 
 SHAPES = [(8, 16, 16, 384), (1, 64, 64, 384), (1, 256, 256, 64)]
@@ -148,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=17, help="paired runs per shape (default 17)")
+    parser.add_argument("--repeats", type=at_least(3), default=17, help="paired runs per shape (default 17)")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results"
     )

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.bench_memory import model_settings
+from benchmarks.paired import at_least
 from gspn_dit.config import load_config
 from gspn_dit.data.batches import Batches
 from gspn_dit.latents.dataset import AHEAD, DTYPE, MIRRORS, SLICE, LatentDataset, Manifest, read_manifest
@@ -198,11 +199,13 @@ def main() -> None:
         "--folder", help="an existing folder on the disk to be measured (default: that of temporary files)"
     )
     parser.add_argument(
-        "--images", type=int, default=40_000, help="images of the store (default: %(default)s)"
+        "--images", type=at_least(1), default=40_000, help="images of the store (default: %(default)s)"
     )
-    parser.add_argument("--processes", type=int, default=2, help="processes that draw (default: %(default)s)")
     parser.add_argument(
-        "--repeats", type=int, default=5, help="rounds; medians are reported (default: %(default)s)"
+        "--processes", type=at_least(1), default=2, help="processes that draw (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=at_least(1), default=5, help="rounds; medians are reported (default: %(default)s)"
     )
     parser.add_argument("--json", default=Path(__file__).parent / "results" / "loader.json", metavar="FILE")
     arguments = parser.parse_args()

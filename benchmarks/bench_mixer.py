@@ -25,6 +25,7 @@ keep_pages()
 import torch  # noqa: E402
 
 from benchmarks.mixer_stages import FORMULA, Stage, by_formula, mixer_stages  # noqa: E402
+from benchmarks.paired import at_least  # noqa: E402
 from gspn_dit.models.mixers import create_mixer  # noqa: E402
 from gspn_dit.models.settings import resolve_settings  # noqa: E402
 
@@ -124,9 +125,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--repeats", type=int, default=14, help="default: %(default)s, of which two are dropped"
+        "--repeats", type=at_least(3), default=14, help="default: %(default)s, of which two are dropped"
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "mixer_cpu.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

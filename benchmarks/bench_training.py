@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.paired import at_least
 from experiments.mixers_plan import DESIGNS, FINALS, PLAIN, STUDIES, Design, make_run, parameters, pixels
 from gspn_dit.diffusion import create_diffusion
 from gspn_dit.models.networks import create_model
@@ -88,8 +89,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=30, help="steps of each network (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="the study trains with one (default: 1)")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=30, help="steps of each network (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1), default=1, help="the study trains with one (default: 1)"
+    )
     parser.add_argument("--json", type=Path, default=RESULTS / "training_cpu.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -61,13 +61,27 @@ def measure(
     return result
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number, not below `least`."""
+
+    def whole_number(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {number}")
+        return number
+
+    return whole_number
+
+
 def parse(description: str, results: str, argv: list[str] | None = None) -> argparse.Namespace:
     """Repeats, threads and the file of the results; sets the threads and the seed."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=30, help="paired runs per case (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--repeats", type=at_least(1), default=30, help="paired runs per case (default %(default)s)"
+    )
+    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / results)
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)

@@ -94,9 +94,8 @@ def read_out(shape: Shape, backward: bool) -> Way:
     merge = merge_bytes(shape, dtype, backward)
     apart = alone.modelled_microseconds + merge / PLAN_BANDWIDTH * 1e6
     if joined.vector and joined.modelled_microseconds <= apart:
-        moved = ideal_bytes(shape, dtype, backward, True, states=False) + scratch_bytes(
-            shape, backward, joined
-        )
+        moved = ideal_bytes(shape, dtype, backward, True, states=False)
+        moved += scratch_bytes(shape, backward, joined)
         return Way(True, joined, joined.modelled_microseconds, moved)
     moved = ideal_bytes(shape, dtype, backward) + scratch_bytes(shape, backward, alone) + merge
     return Way(False, alone, apart, moved)

@@ -108,7 +108,7 @@ inline bool tiles(const ScanShape& s) {
   if (s.directions == 1) return true;
   int distinct = 0;
   for (int k = 0; k < s.directions; k++) distinct |= 1 << s.codes[k];
-  return s.directions == 4 && distinct == 15 && s.height % 2 == 0 && s.width % 2 == 0;
+  return distinct == 15 && s.height % 2 == 0 && s.width % 2 == 0;
 }
 
 inline void complete_plan(const ScanShape& s, bool backward, int element_bytes, ScanPlan& plan) {
@@ -170,7 +170,7 @@ inline double modelled_time(const ScanShape& s, bool backward, int element_bytes
   block_bytes *= plan.planes * plan.lanes * plan.vector * extent.length;
   const int piece = plan.lanes * plan.vector * element_bytes;
   if (piece < 32 && piece < s.channels * element_bytes) block_bytes *= 32.0 / piece;
-  // As counted in the machine code (benchmarks/sass.py): forward 160 and 145, backward 400 and 387 for V = 4 and 8; a
+  // As counted in the machine code (benchmarks/sass.py): forward 160 and 145, backward 398 and 384 for V = 4 and 8; a
   // read-out adds 47 to 50 and 75 to 81, several positions a thread 43 to 46 and 71 to 87.
   const double per_channel = (grouped(s) ? (backward ? 30 : 9) : (backward ? 65 : 26)) + (s.reads_out ? 7.5 : 0);
   const double instructions = (backward ? 135 : 56) + (grouped(s) ? (backward ? 20 : 15) : 0) +

@@ -149,17 +149,8 @@ def load_emulation(folder: Path, kernels: tuple[str, ...]) -> ctypes.CDLL:
 def emulator() -> Path:
     """The emulation itself, which has no kernel: compiled once for all libraries of a process."""
     target = Path(SCRATCH.name) / "emulation.o"
-    command = [
-        *COMPILER,
-        "-O1",
-        f"-I{SOURCES}",
-        f"-I{EMULATION}",
-        "-c",
-        str(EMULATION / "emulation.cpp"),
-        "-o",
-        str(target),
-    ]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [*COMPILER, "-O1", f"-I{SOURCES}", f"-I{EMULATION}", "-c", str(EMULATION / "emulation.cpp")]
+    subprocess.run([*command, "-o", str(target)], check=True, capture_output=True, text=True)
     return target
 
 

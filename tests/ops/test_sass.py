@@ -47,6 +47,23 @@ def test_the_loop_is_the_one_with_the_copies(functions):
     assert sass.line_loop(functions[TORN]) is None
 
 
+def test_the_way_of_a_warp_that_parts_closes_no_loop(functions):
+    """A vote for such a warp lies behind the kernel's end, and its branch back into the loop is no loop's."""
+    text = LISTING.read_text()
+    vote = "        /*00b0*/                   VOTE.ALL P0, !P0 ;\n"
+    assert vote in text
+    text = text.replace(
+        vote, "        /*00a8*/                   BRA.DIV ~URZ, `(.L_x_7) ;\n" + vote + ".L_x_8:\n", 1
+    )
+    end = "        /*0190*/                   EXIT ;\n"
+    way = ".L_x_7:\n        /*0198*/                   NOP ;\n        /*0199*/                   BRA `(.L_x_8) ;\n"
+    changed = {sass.kernel_of(name): f for name, f in sass.parse(text.replace(end, end + way, 1)).items()}
+    found, before = sass.describe(changed[FORWARD]), sass.describe(functions[FORWARD])
+    assert found["instructions"] == before["instructions"] + 1
+    assert found["instructions_at_a_restart"] == before["instructions_at_a_restart"]
+    assert found["instructions_outside"] == before["instructions_outside"] + 2
+
+
 def test_instructions_are_counted_without_what_follows_a_lost_vote(functions):
     found = sass.describe(functions[FORWARD])
     assert found["instructions"] == 16  # of 19, three of which follow the lost vote

@@ -208,8 +208,8 @@ void fail(const char* what, const void* where) {
       const int64_t offset = static_cast<const char*>(where) - region.begin;
       if (offset >= 0 && offset < region.bytes) error += " in " + region.name + " at byte " + std::to_string(offset);
     }
-    error += " by thread (" + std::to_string(threadIdx.x) + ", " + std::to_string(threadIdx.y) + ", " + std::to_string(threadIdx.z) + ") of block " +
-             std::to_string(blockIdx.x);
+    error += " by thread (" + std::to_string(threadIdx.x) + ", " + std::to_string(threadIdx.y) + ", " +
+             std::to_string(threadIdx.z) + ") of block " + std::to_string(blockIdx.x);
   }
   yield(Wait::kDone);
 }
